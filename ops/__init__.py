@@ -1,0 +1,1 @@
+"""What can be done to tensors: lazy algebra, kernels, merge methods."""

@@ -1,0 +1,1 @@
+"""From a recipe and checkpoint headers to a plan."""

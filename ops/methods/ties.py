@@ -1,0 +1,182 @@
+"""TIES-Merging and what it shares with its relatives: election of a sign, then a mean of those who agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+
+from plait.ops.algebra import dot, maximum, sign, sum_all, top, total, weighted_sum, where
+from plait.ops.inputs import MergeInputs
+from plait.ops.method import Param, method
+from plait.ops.methods.parameters import INT8_MASK, LAMBDA, NO_NORMALIZE, WEIGHT, density
+from plait.ops.tensor import LazyTensor, Operand
+
+SCOPE = Param("scope", str, "One threshold for each tensor, or one for each model over all its tensors.", default="tensor", choices=("tensor", "global"), gradient=False)
+ELECT = Param("elect", str, "How the sign is elected: by sum, by count, or by mass or largest share of the norm.", default="sum", choices=("sum", "count", "normmass", "normfrac"), gradient=False)
+ZERO_SIGN = Param(
+    "zero_sign",
+    str,
+    "Sign where the vote is zero: positive (mergekit), the majority's over the scope (the paper's code), or drop.",
+    default="positive",
+    choices=("positive", "majority", "drop"),
+    gradient=False,
+)
+AGGREGATE = Param("aggregate", str, "How agreeing values are joined.", default="mean", choices=("mean", "sum", "max"), gradient=False)
+KEEP = Param(
+    "keep",
+    str,
+    "exact: floor(density * n) elements, of ties the first; threshold: every element at or above the threshold, as the paper's code.",
+    default="exact",
+    choices=("exact", "threshold"),
+    gradient=False,
+)
+
+
+@method(
+    "task_arithmetic",
+    family="task vectors",
+    base="required",
+    experts=(1, None),
+    source="Editing models with task arithmetic, Ilharco et al. 2023, section 2",
+    kinds=("map",),
+    params=(WEIGHT, LAMBDA, NO_NORMALIZE, density(), INT8_MASK, Param("rescale", bool, "Accepted for mergekit recipes and without effect.", default=False)),
+)
+def task_arithmetic(t: MergeInputs, *, weight: tuple[float, ...], lam: float = 1.0, normalize: bool = False, **_: object) -> LazyTensor:
+    """Add the experts' task vectors to the base.
+
+    theta = theta_0 + lambda sum_i w_i (theta_i - theta_0), divided by sum_i w_i where `normalize` is set. A negative weight
+    forgets a task.
+    """
+    share = sum(weight) if normalize else 1.0
+    share = share if abs(share) >= 1e-8 else 1.0
+    return add_delta(t.origin, weighted_sum(t.deltas, [w / share for w in weight]), lam)
+
+
+@method(
+    "ties",
+    family="sign election",
+    base="required",
+    experts=(1, None),
+    source="TIES-Merging, Yadav et al. 2023, section 3 and algorithm 1",
+    kinds=("fold", "map"),
+    params=(
+        WEIGHT,
+        density(),
+        LAMBDA,
+        Param("normalize", bool, "Divide by the summed weights of the experts that agree.", default=True),
+        Param("rescale", bool, "Scale each trimmed task vector back to the L1 norm it had.", default=False),
+        SCOPE,
+        ELECT,
+        ZERO_SIGN,
+        AGGREGATE,
+        KEEP,
+        INT8_MASK,
+    ),
+)
+def ties(
+    t: MergeInputs,
+    *,
+    weight: tuple[float, ...],
+    density: tuple[float, ...] = (1.0,),
+    lam: float = 1.0,
+    normalize: bool = True,
+    rescale: bool = False,
+    scope: str = "tensor",
+    elect: str = "sum",
+    zero_sign: str = "positive",
+    aggregate: str = "mean",
+    keep: str = "exact",
+    **_: object,
+) -> LazyTensor:
+    """Trim small changes, elect one sign for each parameter, average the changes that agree.
+
+    delta_i loses all but its largest magnitudes; sigma = sign(sum_i w_i delta_i); theta = theta_0 + lambda times the weighted
+    mean of those delta_i whose sign is sigma.
+    """
+    voters = [i for i, w in enumerate(weight) if w != 0.0]
+    scopes = [f"{label}" if scope == "global" else "" for label in t.labels]
+    trimmed = [trim(t.deltas[i], density[i], scopes[i], keep, rescale) for i in voters]
+    weights = [weight[i] for i in voters]
+    ballot = Ballot([scopes[i] for i in voters], elect, zero_sign, aggregate, normalize)
+    return add_delta(t.origin, ballot.merge(trimmed, weights), lam)
+
+
+def trim(delta: LazyTensor, density: float, scope: str = "", keep: str = "exact", rescale: bool = False) -> LazyTensor:
+    """Zero all but the largest magnitudes of a task vector; density 1 keeps it whole, 0 nothing."""
+    if density >= 1.0:
+        return delta
+    if density <= 0.0:
+        return 0.0 * delta
+    kept = where(top(delta, density, scope=scope, ties="first" if keep == "exact" else "all"), delta, 0.0)
+    return same_l1(kept, delta) if rescale else kept
+
+
+def same_l1(sparse: LazyTensor, dense: LazyTensor) -> LazyTensor:
+    """`sparse` scaled to the L1 norm of `dense`; left alone where either norm is below 1e-7 (mergekit's rescale)."""
+    before, after = sum_all(abs(dense)), sum_all(abs(sparse))
+    return sparse * where((before < 1e-7) | (after < 1e-7), 1.0, before / after)
+
+
+def add_delta(base: LazyTensor, delta: LazyTensor | None, lam: float) -> LazyTensor:
+    """base + lam * delta; the base itself when there is no delta or lam is 0."""
+    return base if delta is None or lam == 0.0 else base + lam * delta
+
+
+class Ballot:
+    """Election of a sign for each parameter and the disjoint merge of the changes that agree with it.
+
+    Args:
+        scopes: for each expert the model-wide statistic that its norms and the majority use, empty for the tensor's own.
+        elect, zero_sign, aggregate: as the parameters of `ties`.
+        normalize: divide by the summed weights of the agreeing experts.
+    """
+
+    def __init__(self, scopes: Sequence[str], elect: str = "sum", zero_sign: str = "positive", aggregate: str = "mean", normalize: bool = True) -> None:
+        self.scopes, self.elect, self.zero_sign, self.aggregate, self.normalize = scopes, elect, zero_sign, aggregate, normalize
+
+    def merge(self, deltas: Sequence[LazyTensor], weights: Sequence[float]) -> LazyTensor | None:
+        """The merged change, or None when no expert votes."""
+        if not deltas:
+            return None
+        mean_wanted = self.aggregate == "mean" and self.normalize
+        if len(deltas) == 1:  # one expert always agrees with itself
+            return deltas[0] * (1.0 if mean_wanted and weights[0] > 0 else -1.0 if mean_wanted else weights[0])
+        if mean_wanted and len(set(weights)) == 1 and weights[0] > 0:
+            weights = [1.0] * len(weights)
+        weighted = [d * w for d, w in zip(deltas, weights, strict=True)]
+        elected = self._elect(weighted)
+        agrees = [s * elected > 0.0 for s in weighted]
+        if self.aggregate == "max":
+            return elected * reduce(maximum, [where(a, abs(s), 0.0) for a, s in zip(agrees, weighted, strict=True)])
+        merged = total([where(a, s, 0.0) for a, s in zip(agrees, weighted, strict=True)])
+        if not mean_wanted:
+            return merged
+        share = total([where(a, abs(w), 0.0) for a, w in zip(agrees, weights, strict=True)])
+        return merged / where(share > 0.0, share, 1.0)
+
+    def _elect(self, votes: Sequence[LazyTensor]) -> LazyTensor:
+        tally = self._tally(votes)
+        if self.zero_sign == "positive":
+            return where(tally >= 0.0, 1.0, -1.0)
+        if self.zero_sign == "drop":
+            return sign(tally)
+        majority = sum_all(sign(tally), "signs" if self.scopes[0] else "")
+        default: Operand = where(majority > 0.0, 1.0, -1.0)
+        return where(tally > 0.0, 1.0, where(tally < 0.0, -1.0, default))
+
+    def _tally(self, votes: Sequence[LazyTensor]) -> LazyTensor:
+        if self.elect == "sum":
+            return total(votes)
+        if self.elect == "count":
+            return total([sign(v) for v in votes])
+        squares = [v * v / self._norm2(v, scope) for v, scope in zip(votes, self.scopes, strict=True)]
+        if self.elect == "normmass":
+            return total([sign(v) * s for v, s in zip(votes, squares, strict=True)])
+        winner, largest = votes[0], squares[0]
+        for vote, square in zip(votes[1:], squares[1:], strict=True):
+            winner, largest = where(square > largest, vote, winner), maximum(square, largest)
+        return sign(winner)
+
+    def _norm2(self, vote: LazyTensor, scope: str) -> LazyTensor:
+        norm2 = dot(vote, vote, f"{scope} norm" if scope else "")
+        return where(norm2 > 0.0, norm2, 1.0)

@@ -1,0 +1,271 @@
+"""Lowering: one expression becomes a program of stages that read the inputs once each.
+
+A *stage* is one pass over the blocks of the tensor. It computes the maps it needs from what it
+reads, and ends in folds (a few numbers), in tensors that a `whole` op must see entire, or in the
+output. After a stage the host turns folds into coefficients, and whole ops run; then the next
+stage reads again. Which stage a node belongs to follows from the graph alone:
+
+    load, literal        ready before stage 0
+    map, rows            ready in the latest stage among its inputs
+    fold, whole          ready one stage after its input
+    small                ready with its inputs
+
+Maps are recomputed in every stage that needs them: they cost less than keeping a tensor.
+A program depends on shapes, dtypes and parameters, not on names, so all layers share one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from plait.ops.op import HOLD, OPS
+from plait.ops.tensor import LazyTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A `LazyTensor` inside a program: inputs are indices into `Program.nodes`, a load's parameters name its slot."""
+
+    op: str
+    inputs: tuple[int, ...]
+    params: tuple[tuple[str, Any], ...]
+    shape: tuple[int, ...]
+    dtype: str
+    space: str
+
+    @property
+    def kind(self) -> str:
+        return OPS[self.op].kind
+
+    def param(self, name: str) -> Any:
+        """The parameter `name`, or None."""
+        return dict(self.params).get(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One pass over the blocks.
+
+    Attributes:
+        loads: load nodes read from files.
+        residents: whole results that are read from memory.
+        compute: map and rows nodes, in order of evaluation.
+        folds: fold nodes that end here.
+        keeps: nodes written whole into memory, for the whole ops that follow.
+        store: the root is written to the output.
+        row_length: elements of a row, where rows nodes take part; else 0.
+        wholes: whole nodes that run after the pass.
+        scopes: model-wide statistics that this stage adds to.
+        waits: model-wide statistics that must be complete before it starts.
+    """
+
+    loads: tuple[int, ...]
+    residents: tuple[int, ...]
+    compute: tuple[int, ...]
+    folds: tuple[int, ...]
+    keeps: tuple[int, ...]
+    store: bool
+    row_length: int
+    wholes: tuple[int, ...]
+    scopes: tuple[str, ...]
+    waits: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """An expression ready to run.
+
+    Attributes:
+        nodes: in topological order; the last is the root.
+        slots: the load nodes, in the order of the instance's inputs.
+        storages: storage code of each slot.
+        streams: the random nodes, in the order of the instance's streams.
+        stages: the passes.
+        shape: dimensions of the output.
+        dtype: storage code of the output.
+        copy: slot whose bytes are the output unchanged, or None.
+    """
+
+    nodes: tuple[Node, ...]
+    slots: tuple[int, ...]
+    storages: tuple[str, ...]
+    streams: tuple[int, ...]
+    stages: tuple[Stage, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    copy: int | None
+
+    @property
+    def root(self) -> int:
+        return len(self.nodes) - 1
+
+    @property
+    def numel(self) -> int:
+        """Elements of the output."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+def topological(root: LazyTensor) -> list[LazyTensor]:
+    """Every node below `root`, inputs first, each once."""
+    order: list[LazyTensor] = []
+    seen: set[LazyTensor] = set()
+    stack: list[tuple[LazyTensor, bool]] = [(root, False)]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((i, False) for i in reversed(node.inputs) if i not in seen)
+    return order
+
+
+def split_row_lengths(root: LazyTensor) -> LazyTensor:
+    """Hold what rows of another length computed, so that each stage works with rows of one length.
+
+    Only convolutions under two row-wise methods need this: rows along the last axis for one, of an output channel for the other.
+    """
+    made: dict[LazyTensor, tuple[LazyTensor, frozenset[int]]] = {}
+    for node in topological(root):
+        inputs = [made[i] for i in node.inputs]
+        lengths = frozenset().union(*(r for _, r in inputs)) if node.space != "small" and node.op.kind != "whole" else frozenset()
+        if node.op.kind == "rows":
+            lengths |= {node.param("row_length")}
+        new = [n for n, _ in inputs]
+        if len(lengths) > 1:
+            longest = max(lengths)
+            new = [_hold(n) if n.space == "tensor" and r - {longest} else n for n, r in inputs]
+            lengths = frozenset({longest})
+        if tuple(new) != node.inputs:
+            node_new = LazyTensor(node.op, tuple(new), node.params, shape=node.shape, dtype=node.dtype, space=node.space)
+        else:
+            node_new = node
+        made[node] = (node_new, lengths)
+    return made[root][0]
+
+
+def _hold(node: LazyTensor) -> LazyTensor:
+    return LazyTensor(HOLD, (node,), shape=node.shape, dtype="float32", space="tensor")
+
+
+def lower(root: LazyTensor, dtype: str, leaves: Sequence[LazyTensor]) -> Program:
+    """The program that computes `root` and stores it as `dtype`.
+
+    Args:
+        root: a tensor expression.
+        dtype: storage code of the output.
+        leaves: the load nodes that instances bind, in order; those that the expression no longer needs are not read.
+    """
+    root = split_row_lengths(root)
+    order = topological(root)
+    index = {node: i for i, node in enumerate(order)}
+    slot_of = {leaf: s for s, leaf in enumerate(leaves)}
+    nodes = tuple(_node(n, index, slot_of) for n in order)
+    needed = _data_nodes(nodes)
+    slots = tuple(index.get(leaf, -1) if index.get(leaf, -1) in needed else -1 for leaf in leaves)
+    copy = None
+    if root.op.name == "load" and root.param("storage") == dtype:
+        copy = slot_of[root]
+    stages = () if copy is not None else _stages(nodes)
+    streams = tuple(i for i, n in enumerate(nodes) if n.op == "random_bits")
+    storages = tuple(leaf.param("storage") for leaf in leaves)
+    return Program(nodes, slots, storages, streams, stages, root.shape, dtype, copy)
+
+
+def _node(n: LazyTensor, index: dict[LazyTensor, int], slot_of: dict[LazyTensor, int]) -> Node:
+    params = (("slot", slot_of[n]), ("storage", n.param("storage"))) if n.op.name == "load" else n.params
+    return Node(n.op.name, tuple(index[i] for i in n.inputs), params, n.shape, n.dtype, n.space)
+
+
+def data_inputs(node: Node) -> tuple[int, ...]:
+    """Inputs whose values the node needs: a random stream takes only the name of its input."""
+    return () if node.op == "random_bits" else node.inputs
+
+
+def _data_nodes(nodes: Sequence[Node]) -> set[int]:
+    needed = {len(nodes) - 1}
+    for i in range(len(nodes) - 1, -1, -1):
+        if i in needed:
+            needed.update(data_inputs(nodes[i]))
+    return needed
+
+
+def _ready(nodes: Sequence[Node], needed: set[int]) -> dict[int, int]:
+    """For each node the first stage in which its value can be used."""
+    ready: dict[int, int] = {}
+    for i, node in enumerate(nodes):
+        if i in needed:
+            latest = max((ready[j] for j in data_inputs(node)), default=0)
+            ready[i] = latest + 1 if node.kind in ("fold", "whole") else latest
+    return ready
+
+
+def _closure(nodes: Sequence[Node], targets: Iterable[int]) -> set[int]:
+    """Nodes that one pass evaluates for `targets`: down to loads, whole results and small values."""
+    found: set[int] = set()
+    stack = list(targets)
+    while stack:
+        i = stack.pop()
+        if i not in found and nodes[i].space != "small":
+            found.add(i)
+            if nodes[i].kind in ("map", "rows"):
+                stack.extend(data_inputs(nodes[i]))
+    return found
+
+
+def _stages(nodes: Sequence[Node]) -> tuple[Stage, ...]:
+    needed = _data_nodes(nodes)
+    ready = _ready(nodes, needed)
+    root = len(nodes) - 1
+    return tuple(_stage(nodes, needed, ready, number, last=number == ready[root]) for number in range(ready[root] + 1))
+
+
+def _stage(nodes: Sequence[Node], needed: set[int], ready: dict[int, int], number: int, *, last: bool) -> Stage:
+    ending = [i for i in sorted(needed) if nodes[i].kind in ("fold", "whole") and ready[i] == number + 1]
+    folds = [i for i in ending if nodes[i].kind == "fold"]
+    wholes = [i for i in ending if nodes[i].kind == "whole"]
+    # a whole op's tensor inputs are kept as soon as they can be, even when its numbers come later
+    keeps = sorted({j for i in needed if nodes[i].kind == "whole" for j in nodes[i].inputs if nodes[j].space == "tensor" and ready[j] == number})
+    targets = [j for i in folds for j in nodes[i].inputs] + keeps + ([len(nodes) - 1] if last else [])
+    closure = _closure(nodes, targets)
+    compute = sorted(i for i in closure if nodes[i].kind in ("map", "rows"))
+    lengths = {nodes[i].param("row_length") for i in compute if nodes[i].kind == "rows"}
+    small = _small_below(nodes, compute + folds)
+    return Stage(
+        loads=tuple(sorted(i for i in closure if nodes[i].kind == "load")),
+        residents=tuple(sorted(i for i in closure if nodes[i].kind == "whole")),
+        compute=tuple(compute),
+        folds=tuple(folds),
+        keeps=tuple(keeps),
+        store=last,
+        row_length=lengths.pop() if lengths else 0,
+        wholes=tuple(wholes),
+        scopes=tuple(sorted({scope_of(nodes[i]) for i in folds} - {""})),
+        waits=tuple(sorted({scope_of(nodes[i]) for i in small if nodes[i].kind == "fold"} - {""})),
+    )
+
+
+def _small_below(nodes: Sequence[Node], indices: Iterable[int]) -> set[int]:
+    """Small nodes that the given nodes use, directly or through other small nodes."""
+    found: set[int] = set()
+    stack = [j for i in indices for j in nodes[i].inputs if nodes[j].space == "small"]
+    while stack:
+        i = stack.pop()
+        if i not in found:
+            found.add(i)
+            stack.extend(j for j in nodes[i].inputs if nodes[j].space == "small")
+    return found
+
+
+def scope_of(node: Node) -> str:
+    """Identity of the model-wide statistic that a fold adds to, or an empty string."""
+    scope = node.param("scope") if node.kind == "fold" else ""
+    if not scope:
+        return ""
+    return "|".join([node.op, *(str(v) for k, v in node.params)])

@@ -176,13 +176,13 @@ def below(bits: LazyTensor, cut: Operand) -> LazyTensor:
 
 # -- whole and small ----------------------------------------------------------------------------
 def polar(x: LazyTensor, rank_policy: str = "numerical") -> LazyTensor:
-    """The polar factor U Vh of a matrix; `info(polar(x))[0]` is its rank."""
+    """The polar factor P = U Vh of a matrix x; `info` gives its numerical rank and <P, x>, the sum of the singular values."""
     return LazyTensor(POLAR, (x,), (("rank_policy", rank_policy),), shape=x.shape, dtype="float32", space="tensor")
 
 
 def info(x: LazyTensor) -> LazyTensor:
-    """The first number that a whole op reports beside its tensor (for `polar`, the numerical rank)."""
-    return LazyTensor(INFO, (x,), shape=(), dtype="float64", space="small")
+    """The numbers that a whole op reports beside its tensor; for `polar` two: rank, and sum of the singular values."""
+    return LazyTensor(INFO, (x,), shape=(2,), dtype="float64", space="small")
 
 
 def solver(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ _MASK = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 
 
-@njit(inline="always")
+@njit(inline="always")  # inlined before LLVM sees it: else the loop over blocks stays scalar, four times slower
 def philox_block(block: Any, k0: Any, k1: Any, c2: Any, c3: Any) -> Any:
     """The four words of one block, as uint64 below 2^32; all arguments are uint64, words below 2^32.
 
@@ -44,10 +44,13 @@ def philox_fill(dst: Any, start: Any, count: Any, k0: Any, k1: Any, c2: Any, c3:
         dst[i] = _word(uint64(start + i), key0, key1, word2, word3)
     blocks = (count - head) >> 2
     first = uint64((start + head) >> 2)
-    for b in range(blocks):
-        a0, a1, a2, a3 = philox_block(first + uint64(b), key0, key1, word2, word3)
-        i = head + 4 * b
-        dst[i], dst[i + 1], dst[i + 2], dst[i + 3] = uint32(a0), uint32(a1), uint32(a2), uint32(a3)
+    for b in range(uint64(blocks)):  # unsigned indices: numba adds no wrap-around test, and the loop becomes SIMD
+        a0, a1, a2, a3 = philox_block(first + b, key0, key1, word2, word3)
+        i = uint64(head) + uint64(4) * b
+        dst[i] = uint32(a0)
+        dst[i + uint64(1)] = uint32(a1)
+        dst[i + uint64(2)] = uint32(a2)
+        dst[i + uint64(3)] = uint32(a3)
     for i in range(head + 4 * blocks, count):
         dst[i] = _word(uint64(start + i), key0, key1, word2, word3)
 

@@ -27,7 +27,7 @@ _WEYL0, _WEYL1 = 0x9E3779B9, 0xBB67AE85
 _MASK = 0xFFFFFFFF
 _U32 = np.uint64(32)
 _UMASK = np.uint64(_MASK)
-_CHUNK_BLOCKS = 1 << 14  # 64 Ki elements: the temporaries stay in the cache
+_CHUNK_BLOCKS = 1 << 12  # 16 Ki elements: the temporaries stay in the cache
 
 
 def stream_key(seed: int, purpose: str, label: str, tensor: str, draw: int = 0) -> StreamKey:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from plait.ops.algebra import dot, info, mean, polar, total, where
+from plait.ops.algebra import info, mean, polar, total, where
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import Param, method
 from plait.ops.methods.parameters import LAMBDA
@@ -16,7 +16,7 @@ from plait.ops.tensor import LazyTensor
     experts=(1, None),
     uses_name=True,
     source="No Task Left Behind: Isotropic Model Merging, Marczak et al. 2025, section 4.1",
-    kinds=("whole", "fold", "map"),
+    kinds=("whole", "map"),
     params=(
         LAMBDA,
         Param("exclude", list, "Matrices whose name contains one of these are averaged instead.", default=("text_projection",), gradient=False),
@@ -33,8 +33,7 @@ def iso_c(t: MergeInputs, *, lam: float = 1.0, exclude: tuple[str, ...] = ("text
         return t.origin
     if len(t.shape) != 2 or any(word in t.name for word in exclude):
         return t.origin + lam * mean(t.deltas)
-    summed = total(t.deltas)
-    p = polar(summed, rank_policy)
-    rank = info(p)
-    singular = where(rank > 0.0, dot(p, summed) / rank, 0.0)
+    p = polar(total(t.deltas), rank_policy)
+    rank, nuclear = info(p)[0], info(p)[1]
+    singular = where(rank > 0.0, nuclear / rank, 0.0)
     return t.origin + lam * singular * p

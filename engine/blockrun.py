@@ -1,0 +1,115 @@
+"""One block of one stage, computed: the contract that the compiled kernels and the reference interpreter share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from plait.engine.codegen import Kernel, generate
+from plait.planner.blocks import CHUNK, COARSE, FINE, RANK_COUNTS
+from plait.planner.program import Program, Stage
+
+Array = npt.NDArray[Any]
+RAW = {"BF16": np.dtype(np.uint16), "F16": np.dtype(np.uint16), "F32": np.dtype(np.float32)}
+
+
+@dataclass(slots=True)
+class BlockData:
+    """What a block is computed from and into.
+
+    Attributes:
+        n: elements of the block.
+        start: flat index of its first element in the tensor.
+        inputs: stored bits of each load, in `Stage.loads` order: uint16 for 16-bit floats, else float32.
+        residents: float32 values of each whole result, in `Stage.residents` order.
+        out: where the stored bits of the output go, or None.
+        keeps: float32 destinations of `Stage.keeps`.
+        smalls: value of every small node that the stage uses, by node.
+        streams: `(key0, key1, word2, word3)` of each random node.
+        buckets: for each order statistic the coarse digit to look into, -1 for none.
+    """
+
+    n: int
+    start: int
+    inputs: list[Array]
+    residents: list[Array]
+    out: Array | None
+    keeps: list[Array]
+    smalls: dict[int, Any]
+    streams: list[tuple[int, int, int, int]]
+    buckets: list[int]
+
+
+@dataclass(slots=True)
+class BlockResult:
+    """Partials of the folds of one block.
+
+    Attributes:
+        sums: one float64 for each fold that is a sum or dot, in `Kernel.sums` order.
+        coarse, fine: histograms `[order statistics, bins]`, valid until the worker's next block.
+    """
+
+    sums: list[float]
+    coarse: Array | None
+    fine: Array | None
+
+
+class BlockRunner(Protocol):
+    """Computes blocks of one stage; one instance belongs to one worker thread."""
+
+    kernel: Kernel
+
+    def run(self, data: BlockData) -> BlockResult:
+        """Compute one block."""
+
+
+def make_runner(program: Program, stage: Stage, backend: str, kernel: Kernel | None = None) -> BlockRunner:
+    """A runner of one stage: `numba` compiles it, `torch` interprets it."""
+    kernel = kernel or generate(program, stage)
+    if backend == "numba":
+        return CompiledRunner(program, stage, kernel)
+    from plait.engine.interpreter import Interpreter
+
+    return Interpreter(program, stage, kernel)
+
+
+class CompiledRunner:
+    """Calls the generated kernel, with working arrays of its own."""
+
+    def __init__(self, program: Program, stage: Stage, kernel: Kernel) -> None:
+        from plait.engine.compile import compiled
+
+        self.kernel, self.stage = kernel, stage
+        self.function = compiled(kernel)
+        rows, accumulators = kernel.scratch
+        self.scalars = np.zeros(max(1, len(kernel.scalars)))
+        self.facc = np.zeros(max(1, len(kernel.sums)))
+        self.fixed: list[Array] = [self.facc, np.zeros((accumulators, 8)), np.zeros((rows, CHUNK), np.float32), np.zeros((max(1, len(kernel.streams)), CHUNK), np.uint32)]
+        self.coarse = self.fine = self.bucket = None
+        if kernel.selects:
+            count = len(kernel.selects)
+            self.coarse, self.fine = np.zeros((count, COARSE), np.int64), np.zeros((count, FINE), np.int64)
+            self.bucket = np.full(count, -1, np.int64)
+            self.fixed += [self.coarse, self.bucket, self.fine]
+        if kernel.ranks:
+            count, length = len(kernel.ranks), stage.row_length
+            self.fixed += [np.zeros((count, length), np.float32), np.zeros((count, length), np.int32), np.zeros((2, length), np.uint64), np.zeros(RANK_COUNTS, np.uint32)]
+
+    def run(self, data: BlockData) -> BlockResult:
+        """Compute one block; the histograms in the result are overwritten by the next call."""
+        k = self.kernel
+        for slot, (node, _) in enumerate(k.scalars):
+            self.scalars[slot] = data.smalls[node]
+        streams = np.array(data.streams or [(0, 0, 0, 0)], np.uint32)
+        if self.coarse is not None and self.fine is not None and self.bucket is not None:
+            self.coarse[:] = 0
+            self.fine[:] = 0
+            self.bucket[:] = data.buckets
+        tables = [np.ascontiguousarray(data.smalls[i], np.float64) for i in k.tables]
+        out = [] if data.out is None else [data.out]
+        row = self.stage.row_length or data.n
+        self.function(data.n, data.start, row, self.scalars, streams, *tables, *data.inputs, *data.residents, *out, *data.keeps, *self.fixed)
+        return BlockResult(self.facc[: len(k.sums)].tolist(), self.coarse, self.fine)

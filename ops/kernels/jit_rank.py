@@ -1,0 +1,116 @@
+"""Ranks of magnitudes within one row, by a radix sort of the float bits in the caller's scratch memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import int32, int64, njit, uint32, uint64
+
+from plait.ops.kernels.jit_bits import f32_to_bits
+
+#: Elements of the `counts` scratch of `row_ranks`.
+COUNTS = 3 << 11
+
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+_TINY = 48  # rows up to this length are sorted by insertion
+_SHORT = 2048  # rows below this length use 4 digits of 8 bits: clearing 3 x 2048 counters would cost more than a pass
+
+
+def scratch_bytes(n: int) -> int:
+    """Bytes of scratch that `row_ranks` needs for rows of `n` elements: two uint64 `[n]` and the counters."""
+    return 2 * 8 * n + 4 * COUNTS
+
+
+@njit(nogil=True, boundscheck=False, error_model="numpy")
+def row_ranks(x: Any, n: Any, ranks: Any, a: Any, b: Any, counts: Any) -> None:
+    """Write the ascending, stable rank of |x| within the row to `ranks[:n]`: 0 is the smallest, ties rank by column.
+
+    Args:
+        x: float32, one row; NaN ranks above infinity.
+        n: its length, int64, below 2^31.
+        ranks: int32 result.
+        a, b: uint64 scratch of at least `n` elements each.
+        counts: uint32 scratch of `COUNTS` elements.
+    """
+    if n <= _TINY:
+        _insertion(x, n, ranks, a)
+        return
+    if n < _SHORT:
+        _radix(x, n, ranks, a, b, counts, 8, 4)
+    else:
+        _radix(x, n, ranks, a, b, counts, 11, 3)
+
+
+@njit(inline="always")  # so that the width of a digit is a constant in the machine code
+def _radix(x: Any, n: Any, ranks: Any, a: Any, b: Any, counts: Any, bits: Any, digits: Any) -> None:
+    """Least significant digit first; each pass is stable, so equal keys stay in column order."""
+    _count_digits(x, n, counts, a, bits, digits)
+    source, target = a, b
+    for digit in range(digits):
+        starts = counts[digit << bits : (digit + 1) << bits]
+        shift = uint64(32 + digit * bits)
+        if digit + 1 < digits:
+            _scatter(source, target, n, starts, shift)
+            source, target = target, source
+        else:
+            _scatter_ranks(source, ranks, n, starts, shift)
+
+
+@njit(boundscheck=False)
+def _insertion(x: Any, n: Any, ranks: Any, a: Any) -> None:
+    """Sort (key, column) pairs; the column in the low half makes equal keys rank by column."""
+    for i in range(n):
+        pair = _pair(x, i)
+        j = i
+        while j > 0 and a[uint64(j - 1)] > pair:
+            a[uint64(j)] = a[uint64(j - 1)]
+            j -= 1
+        a[uint64(j)] = pair
+    for i in range(n):
+        ranks[a[uint64(i)] & uint64(0xFFFFFFFF)] = int32(i)
+
+
+@njit(inline="always")
+def _pair(x: Any, i: Any) -> Any:
+    return (uint64(f32_to_bits(x[uint64(i)]) & _MAGNITUDE) << uint64(32)) | uint64(i)
+
+
+@njit(inline="always")
+def _count_digits(x: Any, n: Any, counts: Any, a: Any, bits: Any, digits: Any) -> None:
+    """Fill `a` with pairs and `counts` with the first place of every value of every digit."""
+    size = 1 << bits
+    counts[: digits * size] = uint32(0)
+    mask = uint64(size - 1)
+    for i in range(n):
+        pair = _pair(x, i)
+        a[uint64(i)] = pair
+        for digit in range(digits):
+            counts[uint64(digit * size) + ((pair >> uint64(32 + digit * bits)) & mask)] += uint32(1)
+    for digit in range(digits):
+        place = uint32(0)
+        for value in range(digit * size, (digit + 1) * size):
+            here = counts[uint64(value)]
+            counts[uint64(value)] = place
+            place += here
+
+
+@njit(boundscheck=False)
+def _scatter(source: Any, target: Any, n: Any, starts: Any, shift: Any) -> None:
+    mask = uint64(starts.size - 1)
+    for i in range(n):
+        pair = source[uint64(i)]
+        value = (pair >> shift) & mask
+        target[uint64(starts[value])] = pair
+        starts[value] += uint32(1)
+
+
+@njit(boundscheck=False)
+def _scatter_ranks(source: Any, ranks: Any, n: Any, starts: Any, shift: Any) -> None:
+    """The last digit needs no pairs any more: a pair's place is its column's rank."""
+    mask = uint64(starts.size - 1)
+    for i in range(n):
+        pair = source[uint64(i)]
+        value = (pair >> shift) & mask
+        ranks[pair & uint64(0xFFFFFFFF)] = int32(int64(starts[value]))
+        starts[value] += uint32(1)

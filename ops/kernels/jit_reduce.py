@@ -1,0 +1,125 @@
+"""Sums by the fixed tree of `reduce`, over one block of float32 values.
+
+The eight lanes are one LLVM vector of eight float64: each element is added to its own lane, in order, so
+SIMD changes no bit. (LLVM may not make a vector of a plain float sum, since that would reorder it.) A
+block may be accumulated in several calls, as long as all but the last are a multiple of 8 long; the
+caller pads the last with zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types, uint32, uint64
+from numba.core import cgutils
+from numba.core.errors import TypingError
+from numba.extending import intrinsic
+
+from plait.ops.kernels.jit_bits import bits_to_f32, f32_to_bits
+
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+_F32X8, _F64X8, _I32X8 = (ir.VectorType(t, 8) for t in (ir.FloatType(), ir.DoubleType(), ir.IntType(32)))
+
+
+def _data(context: Any, b: ir.IRBuilder, kind: Any, array: ir.Value) -> ir.Value:
+    return context.make_array(kind)(context, b, array).data
+
+
+def _eight(b: ir.IRBuilder, pointer: ir.Value, group: ir.Value) -> ir.Value:
+    """Elements 8 * group to 8 * group + 7 as float32."""
+    start = b.gep(pointer, [b.mul(group, ir.Constant(group.type, 8))])
+    return b.load(b.bitcast(start, _F32X8.as_pointer()), align=4)
+
+
+def _magnitude(b: ir.IRBuilder, values: ir.Value) -> ir.Value:
+    mask = ir.Constant(_I32X8, [0x7FFFFFFF] * 8)
+    return b.bitcast(b.and_(b.bitcast(values, _I32X8), mask), _F32X8)
+
+
+def _adder(term: Callable[[ir.IRBuilder, list[ir.Value]], ir.Value], operands: int) -> Callable[..., Any]:
+    """Code for `acc += term(operands)` over groups of eight; arguments are acc, the operands and n."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        pointers = [_data(context, b, kind, value) for kind, value in zip(signature.args[: operands + 1], args[: operands + 1], strict=True)]
+        home = b.bitcast(pointers[0], _F64X8.as_pointer())
+        lanes = cgutils.alloca_once_value(b, b.load(home, align=8))
+        groups = b.ashr(args[-1], ir.Constant(args[-1].type, 3))
+        with cgutils.for_range(b, groups) as loop:
+            values = [_eight(b, pointer, loop.index) for pointer in pointers[1:]]
+            b.store(b.fadd(b.load(lanes), term(b, values)), lanes)
+        b.store(b.load(lanes), home, align=8)
+        return context.get_dummy_value()
+
+    return codegen
+
+
+def _signature(acc: Any, operands: tuple[Any, ...], n: Any) -> Any:
+    """The typed call; strided arrays and other dtypes are refused, because the code reads eight neighbours at once."""
+    wanted = (types.float64, *(types.float32 for _ in operands))
+    for array, dtype in zip((acc, *operands), wanted, strict=True):
+        if not (isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C" and array.dtype == dtype):
+            raise TypingError(f"a sum takes contiguous one-dimensional arrays, {wanted}; {array} is none")
+    return types.void(acc, *operands, types.int64)
+
+
+@intrinsic
+def _add(typingctx: Any, acc: Any, x: Any, n: Any) -> Any:
+    return _signature(acc, (x,), n), _adder(lambda b, v: b.fpext(v[0], _F64X8), 1)
+
+
+@intrinsic
+def _add_abs(typingctx: Any, acc: Any, x: Any, n: Any) -> Any:
+    return _signature(acc, (x,), n), _adder(lambda b, v: b.fpext(_magnitude(b, v[0]), _F64X8), 1)
+
+
+@intrinsic
+def _add_product(typingctx: Any, acc: Any, x: Any, y: Any, n: Any) -> Any:
+    return _signature(acc, (x, y), n), _adder(lambda b, v: b.fmul(b.fpext(v[0], _F64X8), b.fpext(v[1], _F64X8)), 2)
+
+
+@njit(nogil=True)
+def accumulate(acc: Any, x: Any, n: Any) -> None:
+    """Add `x[:n]` to the lanes.
+
+    Args:
+        acc: float64 `[8]`, added to; begin with zeros.
+        x: float32, contiguous.
+        n: how many, int64, a multiple of 8 (a remainder is not read).
+    """
+    _add(acc, x, n)
+
+
+@njit(nogil=True)
+def accumulate_abs(acc: Any, x: Any, n: Any) -> None:
+    """Add the magnitudes of `x[:n]` to the lanes; arguments as for `accumulate`."""
+    _add_abs(acc, x, n)
+
+
+@njit(nogil=True)
+def accumulate_dot(acc: Any, x: Any, y: Any, n: Any) -> None:
+    """Add the products of `x[:n]` and `y[:n]` to the lanes; arguments as for `accumulate`.
+
+    A product of two float32 is exact in float64, so it makes no difference whether the processor fuses it with the sum.
+    """
+    _add_product(acc, x, y, n)
+
+
+@njit(nogil=True, boundscheck=False, error_model="numpy")
+def combine(acc: Any) -> Any:
+    """The total of eight lanes, float64, in the fixed order."""
+    return ((acc[0] + acc[4]) + (acc[2] + acc[6])) + ((acc[1] + acc[5]) + (acc[3] + acc[7]))
+
+
+@njit(nogil=True, boundscheck=False, error_model="numpy")
+def row_max(x: Any, n: Any) -> Any:
+    """Largest magnitude of `x[:n]`, float32: 0 where n is 0, NaN where any is NaN. Any n.
+
+    Taken over the bits: an integer maximum has no order to keep, and NaN lies above infinity.
+    """
+    top = uint32(0)
+    for i in range(uint64(n)):
+        top = max(top, uint32(f32_to_bits(x[i]) & _MAGNITUDE))
+    return bits_to_f32(top)

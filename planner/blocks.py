@@ -1,0 +1,75 @@
+"""Block boundaries and buffer sizes: what the planner predicts with and the engine allocates by.
+
+Boundaries depend on the tensor's shape and the expression alone, never on the budget or the number of
+workers, so that folds (one partial a block, added in block order) give the same bits everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from plait.ops.dtypes import BY_CODE
+from plait.planner.program import Node, Program, Stage
+
+BLOCK = 1 << 20  #: elements of a block of a stage without rows
+CHUNK = 1024  #: elements that a kernel works on between two reductions; its scratch stays in the L1 cache
+COARSE, FINE = 1 << 15, 1 << 16  #: bins of the two histograms of an order statistic
+RANK_COUNTS = 3 << 11  #: counters of the radix sort behind row ranks
+_ALIGN = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class StageBuffers:
+    """Bytes that one worker needs for one stage.
+
+    Attributes:
+        inputs: of the buffer of each load, in `Stage.loads` order.
+        output: of the output block.
+        scratch: of everything else.
+    """
+
+    inputs: tuple[int, ...]
+    output: int
+    scratch: int
+
+    @property
+    def total(self) -> int:
+        return sum(self.inputs) + self.output + self.scratch
+
+
+def block_elements(stage: Stage, numel: int) -> int:
+    """Elements of one block: 2^20, or as many whole rows as fit in it and at least one."""
+    if stage.row_length:
+        return min(numel, max(1, BLOCK // stage.row_length) * stage.row_length)
+    return min(numel, BLOCK)
+
+
+def block_count(stage: Stage, numel: int) -> int:
+    """Blocks of one pass; an empty tensor has none."""
+    size = block_elements(stage, numel)
+    return -(-numel // size) if size else 0
+
+
+def aligned(nbytes: int) -> int:
+    """`nbytes` rounded up to whole pages."""
+    return -(-nbytes // _ALIGN) * _ALIGN
+
+
+def stage_buffers(program: Program, stage: Stage) -> StageBuffers:
+    """What a worker leases to run blocks of `stage`."""
+    size = block_elements(stage, program.numel)
+    inputs = tuple(aligned(size * BY_CODE[str(program.nodes[i].param("storage"))].itemsize) for i in stage.loads)
+    output = aligned(size * BY_CODE[program.dtype].itemsize) if stage.store else 0
+    return StageBuffers(inputs, output, aligned(scratch_bytes(program.nodes, stage)))
+
+
+def scratch_bytes(nodes: Sequence[Node], stage: Stage) -> int:
+    """Bytes of a kernel's working arrays."""
+    reductions = sum(1 for i in (*stage.compute, *stage.folds) if nodes[i].kind in ("fold", "rows"))
+    streams = sum(1 for i in stage.compute if nodes[i].op == "random_bits")
+    ranks = sum(1 for i in stage.compute if nodes[i].op == "row_rank")
+    selects = sum(1 for i in stage.folds if nodes[i].op == "kth_magnitude")
+    chunk = (2 * reductions + streams + 2) * CHUNK * 4 + 64 * (reductions + 1)
+    sorting = stage.row_length * 16 + RANK_COUNTS * 4 if ranks else 0
+    return chunk + ranks * stage.row_length * 8 + sorting + selects * (COARSE + FINE) * 8

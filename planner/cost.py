@@ -1,0 +1,101 @@
+"""What a program needs: memory that lives as long as a component, and bytes moved. Arithmetic only, nothing runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from plait.ops.dtypes import BY_CODE
+from plait.planner.blocks import COARSE, FINE, aligned, block_count
+from plait.planner.program import Node, Program, Stage, scope_of
+
+#: Distinct values of one block that an order statistic remembers with their counts; more are counted again when needed.
+SPARSE_LIMIT = 512
+_SPARSE_BYTES = 2 * SPARSE_LIMIT * 8
+
+
+def _polar_workspace(node: Node) -> int:
+    from plait.ops.kernels.polar import polar_workspace_bytes
+
+    return int(polar_workspace_bytes(*node.shape))
+
+
+#: Bytes that a whole op needs beside its float32 input and output.
+WORKSPACE: dict[str, Callable[[Node], int]] = {"polar": _polar_workspace, "hold": lambda node: 0}
+
+
+def numel(shape: tuple[int, ...]) -> int:
+    """Elements of a tensor."""
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def tensor_bytes(node: Node) -> int:
+    """Bytes of a tensor held in float32."""
+    return aligned(4 * numel(node.shape))
+
+
+def input_bytes(program: Program) -> int:
+    """Stored bytes of all inputs that the program reads, once."""
+    return sum(program.numel * BY_CODE[program.storages[s]].itemsize for s, i in enumerate(program.slots) if i >= 0)
+
+
+def stage_read_bytes(program: Program, stage: Stage) -> int:
+    """Stored bytes that one pass of a stage reads."""
+    return sum(program.numel * BY_CODE[str(program.nodes[i].param("storage"))].itemsize for i in stage.loads)
+
+
+def output_bytes(program: Program) -> int:
+    """Bytes of the stored output."""
+    return program.numel * BY_CODE[program.dtype].itemsize
+
+
+def selects(program: Program, stage: Stage) -> list[int]:
+    """Order statistics that end in a stage."""
+    return [i for i in stage.folds if program.nodes[i].op == "kth_magnitude"]
+
+
+def recounts(program: Program, stage: Stage) -> bool:
+    """Whether a stage may be read a second time: an order statistic whose digit was not foreseen."""
+    return bool(selects(program, stage))
+
+
+def last_use(program: Program, node: int) -> int:
+    """Last stage that reads a whole result, or in which the whole op that takes it runs."""
+    last = 0
+    for number, stage in enumerate(program.stages):
+        if node in stage.residents or any(node in program.nodes[w].inputs for w in stage.wholes):
+            last = number
+    return last
+
+
+def component_bytes(program: Program) -> int:
+    """Peak bytes that a component holds beside its workers' buffers: histograms, tensors held whole, workspaces."""
+    peak = 0
+    for number, stage in enumerate(program.stages):
+        held = 0
+        for earlier in program.stages[: number + 1]:
+            held += sum(tensor_bytes(program.nodes[i]) for i in earlier.keeps if _keep_until(program, i) >= number)
+        for earlier in program.stages[:number]:
+            held += sum(tensor_bytes(program.nodes[w]) for w in earlier.wholes if program.nodes[w].op != "hold" and last_use(program, w) >= number)
+        folds = 8 * block_count(stage, program.numel) * len(stage.folds)
+        local = [i for i in selects(program, stage) if not scope_of(program.nodes[i])]
+        histograms = len(local) * ((COARSE + FINE) * 8 + _SPARSE_BYTES * block_count(stage, program.numel))
+        working = max((WORKSPACE[program.nodes[w].op](program.nodes[w]) + _result_bytes(program.nodes[w]) for w in stage.wholes), default=0)
+        peak = max(peak, held + max(folds + histograms, working))
+    return peak
+
+
+def _result_bytes(node: Node) -> int:
+    return 0 if node.op == "hold" else tensor_bytes(node)
+
+
+def _keep_until(program: Program, node: int) -> int:
+    """Stage after which a kept tensor is no longer needed; a held one lives on as its own result."""
+    last = 0
+    for number, stage in enumerate(program.stages):
+        for w in stage.wholes:
+            if node in program.nodes[w].inputs:
+                last = max(last, last_use(program, w) if program.nodes[w].op == "hold" else number)
+    return last

@@ -66,11 +66,34 @@ class BlockRunner(Protocol):
         """Compute one block."""
 
 
-def make_runner(program: Program, stage: Stage, backend: str, kernel: Kernel | None = None) -> BlockRunner:
-    """A runner of one stage: `numba` compiles it, `torch` interprets it."""
+class Carver:
+    """Cuts arrays out of one buffer, in order; without a buffer it allocates them."""
+
+    def __init__(self, buffer: Array | None) -> None:
+        self.buffer, self.used = buffer, 0
+
+    def take(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """The next array, aligned to a cache line."""
+        if self.buffer is None:
+            return np.empty(shape, dtype)
+        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        piece = self.buffer[self.used : self.used + nbytes]
+        self.used += -(-nbytes // 64) * 64
+        return piece.view(dtype).reshape(shape)
+
+
+def make_runner(program: Program, stage: Stage, backend: str, kernel: Kernel | None = None, scratch: Array | None = None) -> BlockRunner:
+    """A runner of one stage: `numba` compiles it, `torch` interprets it.
+
+    Args:
+        program, stage: what to run.
+        backend: `numba` or `torch`.
+        kernel: the generated kernel, where it is known already.
+        scratch: uint8 buffer for working arrays, of at least `planner.blocks.scratch_bytes`; the runners of one worker share it.
+    """
     kernel = kernel or generate(program, stage)
     if backend == "numba":
-        return CompiledRunner(program, stage, kernel)
+        return CompiledRunner(program, stage, kernel, scratch)
     from plait.engine.interpreter import Interpreter
 
     return Interpreter(program, stage, kernel)
@@ -79,24 +102,25 @@ def make_runner(program: Program, stage: Stage, backend: str, kernel: Kernel | N
 class CompiledRunner:
     """Calls the generated kernel, with working arrays of its own."""
 
-    def __init__(self, program: Program, stage: Stage, kernel: Kernel) -> None:
+    def __init__(self, program: Program, stage: Stage, kernel: Kernel, scratch: Array | None = None) -> None:
         from plait.engine.compile import compiled
 
         self.kernel, self.stage = kernel, stage
         self.function = compiled(kernel)
+        carve = Carver(scratch).take
         rows, accumulators = kernel.scratch
-        self.scalars = np.zeros(max(1, len(kernel.scalars)))
-        self.facc = np.zeros(max(1, len(kernel.sums)))
-        self.fixed: list[Array] = [self.facc, np.zeros((accumulators, 8)), np.zeros((rows, CHUNK), np.float32), np.zeros((max(1, len(kernel.streams)), CHUNK), np.uint32)]
+        self.scalars = carve((max(1, len(kernel.scalars)),), np.float64)
+        self.facc = carve((max(1, len(kernel.sums)),), np.float64)
+        self.fixed: list[Array] = [self.facc, carve((accumulators, 8), np.float64), carve((rows, CHUNK), np.float32)]
+        self.fixed.append(carve((max(1, len(kernel.streams)), CHUNK), np.uint32))
         self.coarse = self.fine = self.bucket = None
         if kernel.selects:
             count = len(kernel.selects)
-            self.coarse, self.fine = np.zeros((count, COARSE), np.int64), np.zeros((count, FINE), np.int64)
-            self.bucket = np.full(count, -1, np.int64)
+            self.coarse, self.fine, self.bucket = carve((count, COARSE), np.int64), carve((count, FINE), np.int64), carve((count,), np.int64)
             self.fixed += [self.coarse, self.bucket, self.fine]
         if kernel.ranks:
             count, length = len(kernel.ranks), stage.row_length
-            self.fixed += [np.zeros((count, length), np.float32), np.zeros((count, length), np.int32), np.zeros((2, length), np.uint64), np.zeros(RANK_COUNTS, np.uint32)]
+            self.fixed += [carve((count, length), np.float32), carve((count, length), np.int32), carve((2, length), np.uint64), carve((RANK_COUNTS,), np.uint32)]
 
     def run(self, data: BlockData) -> BlockResult:
         """Compute one block; the histograms in the result are overwritten by the next call."""

@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from functools import cache
 from hashlib import blake2b
@@ -47,6 +48,7 @@ def cache_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="plait-kernels-"))
 
 
+_LOCK = threading.Lock()
 _COMPILED: dict[str, Callable[..., None]] = {}
 
 
@@ -56,10 +58,11 @@ def compiled(kernel: Kernel) -> Callable[..., None]:
     Raises:
         KernelError: Numba cannot compile it.
     """
-    function = _COMPILED.get(kernel.key)
-    if function is None:
-        function = _COMPILED[kernel.key] = _import(kernel)
-    return function
+    with _LOCK:
+        function = _COMPILED.get(kernel.key)
+        if function is None:
+            function = _COMPILED[kernel.key] = _import(kernel)
+        return function
 
 
 def _import(kernel: Kernel) -> Callable[..., None]:

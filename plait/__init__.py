@@ -1,3 +1,39 @@
-"""plait merges neural-network checkpoints that do not fit in memory."""
+"""plait merges neural-network checkpoints that do not fit in memory.
+
+    import plait
+    base, math, code = map(plait.open, ("base", "math", "code"))
+    merged = plait.methods.ties(base=base, experts=[math, code], density=0.2, lam=1.0)
+    print(merged.explain(memory="4GiB"))
+    plait.write(merged, "out", memory="4GiB")
+"""
+
+from pathlib import Path as _Path
+
+if (_Path(__file__).parents[1] / "pyproject.toml").is_file() and (_Path(__file__).parents[1] / "planner" / "plan.py").is_file():
+    __path__.append(str(_Path(__file__).parents[1]))  # run from a source tree, this folder shadows the installed package: find the parts beside it
+
+from plait.api import Options, merge, plan, plan_model, write
+from plait.catalogue import methods
+from plait.models import Model
+from plait.models import open_model as open
+from plait.ops.errors import BudgetTooSmall, CheckpointError, KernelError, OutputError, PlaitError, PlanError, RecipeError, ResumeError
 
 __version__ = "0.1.0"
+__all__ = [
+    "BudgetTooSmall",
+    "CheckpointError",
+    "KernelError",
+    "Model",
+    "Options",
+    "OutputError",
+    "PlaitError",
+    "PlanError",
+    "RecipeError",
+    "ResumeError",
+    "merge",
+    "methods",
+    "open",
+    "plan",
+    "plan_model",
+    "write",
+]

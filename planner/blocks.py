@@ -25,7 +25,7 @@ class StageBuffers:
 
     Attributes:
         inputs: of the buffer of each load, in `Stage.loads` order.
-        output: of the output block.
+        output: of the output block, or of a block of values that is looked at again.
         scratch: of everything else.
     """
 
@@ -60,7 +60,10 @@ def stage_buffers(program: Program, stage: Stage) -> StageBuffers:
     """What a worker leases to run blocks of `stage`."""
     size = block_elements(stage, program.numel)
     inputs = tuple(aligned(size * BY_CODE[str(program.nodes[i].param("storage"))].itemsize) for i in stage.loads)
-    output = aligned(size * BY_CODE[program.dtype].itemsize) if stage.store else 0
+    output = size * BY_CODE[program.dtype].itemsize if stage.store else 0
+    if any(program.nodes[i].op == "kth_magnitude" for i in stage.folds):
+        output = max(output, 4 * size)  # one block of the values themselves, to sample them and to find the last tie that is kept
+    output = aligned(output)
     return StageBuffers(inputs, output, aligned(scratch_bytes(program.nodes, stage)))
 
 
@@ -70,6 +73,7 @@ def scratch_bytes(nodes: Sequence[Node], stage: Stage) -> int:
     streams = sum(1 for i in stage.compute if nodes[i].op == "random_bits")
     ranks = sum(1 for i in stage.compute if nodes[i].op == "row_rank")
     selects = sum(1 for i in stage.folds if nodes[i].op == "kth_magnitude")
-    chunk = (2 * reductions + streams + 2) * CHUNK * 4 + 64 * (reductions + 1)
+    scalars = sum(1 for n in nodes if n.space == "small")
+    chunk = (2 * reductions + streams + 2) * CHUNK * 4 + 64 * (reductions + 8) + 8 * (scalars + len(stage.folds)) + 64 * (6 + 4 * ranks)
     sorting = stage.row_length * 16 + RANK_COUNTS * 4 if ranks else 0
     return chunk + ranks * stage.row_length * 8 + sorting + selects * (COARSE + FINE) * 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from plait.ops.dtypes import BY_CODE
@@ -16,7 +17,8 @@ _SPARSE_BYTES = 2 * SPARSE_LIMIT * 8
 def _polar_workspace(node: Node) -> int:
     from plait.ops.kernels.polar import polar_workspace_bytes
 
-    return int(polar_workspace_bytes(*node.shape))
+    rows, columns = node.shape
+    return polar_workspace_bytes(rows, columns, str(node.param("rank_policy")), threads=os.cpu_count() or 1)
 
 
 #: Bytes that a whole op needs beside its float32 input and output.

@@ -17,7 +17,7 @@ A program depends on shapes, dtypes and parameters, not on names, so all layers 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from plait.ops.op import HOLD, OPS
@@ -172,7 +172,7 @@ def lower(root: LazyTensor, dtype: str, leaves: Sequence[LazyTensor]) -> Program
     copy = None
     if root.op.name == "load" and root.param("storage") == dtype:
         copy = slot_of[root]
-    stages = () if copy is not None else _stages(nodes)
+    stages = () if copy is not None or 0 in root.shape else _stages(nodes)
     streams = tuple(i for i, n in enumerate(nodes) if n.op == "random_bits")
     storages = tuple(leaf.param("storage") for leaf in leaves)
     return Program(nodes, slots, storages, streams, stages, root.shape, dtype, copy)
@@ -249,6 +249,15 @@ def _stage(nodes: Sequence[Node], needed: set[int], ready: dict[int, int], numbe
         scopes=tuple(sorted({scope_of(nodes[i]) for i in folds} - {""})),
         waits=tuple(sorted({scope_of(nodes[i]) for i in small if nodes[i].kind == "fold"} - {""})),
     )
+
+
+def probe_stage(program: Program, stage: Stage, node: int) -> Stage:
+    """A stage like `stage` that only computes the tensor `node` and keeps it, block by block."""
+    closure = _closure(program.nodes, [node])
+    compute = tuple(sorted(i for i in closure if program.nodes[i].kind in ("map", "rows")))
+    loads = tuple(sorted(i for i in closure if program.nodes[i].kind == "load"))
+    residents = tuple(sorted(i for i in closure if program.nodes[i].kind == "whole"))
+    return replace(stage, loads=loads, residents=residents, compute=compute, folds=(), keeps=(node,), store=False, wholes=(), scopes=())
 
 
 def _small_below(nodes: Sequence[Node], indices: Iterable[int]) -> set[int]:

@@ -1,12 +1,14 @@
 """Ranks of magnitudes within one row, by a radix sort of the float bits in the caller's scratch memory."""
 
+# numba shows mypy an intrinsic as its typing function, with one argument more
+# mypy: disable-error-code="call-arg,operator,no-untyped-call"
+
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
 from numba import int32, int64, njit, uint32, uint64
-
 from plait.ops.kernels.jit_bits import f32_to_bits
 
 #: Elements of the `counts` scratch of `row_ranks`.

@@ -1,12 +1,14 @@
 """Counting kernels for exact order statistics, over one block of float32 values (see `select`)."""
 
+# numba shows mypy an intrinsic as its typing function, with one argument more
+# mypy: disable-error-code="call-arg,operator,no-untyped-call"
+
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
 from numba import int64, njit, uint32, uint64
-
 from plait.ops.kernels.jit_bits import f32_to_bits
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)

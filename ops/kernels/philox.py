@@ -13,11 +13,10 @@ This module is the reference; `jit_philox` has the fast kernel, with the same bi
 from __future__ import annotations
 
 import hashlib
-from decimal import Decimal
-from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
+from plait.ops.kernels.select import Number, exact_fraction
 
 #: key0, key1, c2, c3
 StreamKey = tuple[int, int, int, int]
@@ -97,7 +96,7 @@ def _fill_blocks(out: npt.NDArray[np.uint32], first: int, key: StreamKey) -> Non
         out[:, lane] = word
 
 
-def threshold(density: float | int | str | Decimal | Fraction) -> int:
+def threshold(density: Number) -> int:
     """The integer T such that `random word < T` keeps a fraction `density` of the elements.
 
     Computed exactly from the decimal text ("0.29" is 29/100, not the nearest binary float), rounded half to even.
@@ -108,7 +107,7 @@ def threshold(density: float | int | str | Decimal | Fraction) -> int:
     Raises:
         ValueError: `density` is not a number from 0 to 1.
     """
-    exact = density if isinstance(density, Fraction) else Fraction(str(density))
+    exact = exact_fraction(density)
     if not 0 <= exact <= 1:
         raise ValueError(f"density {density} is outside 0 to 1")
     return round(exact * 2**32)

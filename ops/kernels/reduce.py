@@ -58,7 +58,7 @@ def lane_sum(x: torch.Tensor) -> torch.Tensor:
     lanes = torch.zeros((*x.shape[:-1], LANES), dtype=torch.float64)
     if padded.shape[-1]:
         # cumsum on the CPU adds one element after the other; sum would add in an order of its own
-        lanes += padded.unflatten(-1, (-1, LANES)).cumsum(-2)[..., -1, :]
+        lanes += padded.reshape(*x.shape[:-1], -1, LANES).cumsum(-2)[..., -1, :]
     fours = lanes[..., :4] + lanes[..., 4:]
     twos = fours[..., :2] + fours[..., 2:]
     return twos[..., 0] + twos[..., 1]

@@ -90,7 +90,7 @@ def count_from_density(density: Number, n: int) -> int:
     Raises:
         ValueError: `density` is not a number from 0 to 1, or `n` is negative.
     """
-    return max(_floor_count(density, n), 1 if n and _exact(density) > 0 else 0)
+    return max(_floor_count(density, n), 1 if n and exact_fraction(density) > 0 else 0)
 
 
 def order_stat(density: Number, n: int) -> int:
@@ -107,12 +107,22 @@ def order_stat(density: Number, n: int) -> int:
     return min(_floor_count(density, n) + 1, n)
 
 
-def _exact(density: Number) -> Fraction:
-    return density if isinstance(density, Fraction) else Fraction(str(density))
+def exact_fraction(number: Number) -> Fraction:
+    """The exact value of a number's decimal text: 0.29 is 29/100, not the nearest binary float.
+
+    Raises:
+        ValueError: the text is no finite number.
+    """
+    if isinstance(number, Fraction):
+        return number
+    try:
+        return Fraction(str(number))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{number!r} is not a number") from None
 
 
 def _floor_count(density: Number, n: int) -> int:
-    exact = _exact(density)
+    exact = exact_fraction(density)
     if not 0 <= exact <= 1 or n < 0:
         raise ValueError(f"density {density} must be from 0 to 1 and the element count {n} not negative")
     return int(exact * n)

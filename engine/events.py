@@ -1,0 +1,62 @@
+"""What a run reports while it runs. Progress bars, logs and traces subscribe; nothing in the executor prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from plait.planner.plan import Component, Plan
+
+
+class Events(Protocol):
+    """The hooks of a run; they may be called from any worker thread, one at a time."""
+
+    def started(self, plan: Plan) -> None:
+        """The plan begins to run."""
+
+    def progress(self, nbytes: int) -> None:
+        """So many more of the predicted bytes (read and written) are done."""
+
+    def finished_component(self, component: Component) -> None:
+        """An output tensor is complete."""
+
+    def ended(self, report: Report) -> None:
+        """The run is over and the output is in place."""
+
+
+class Quiet:
+    """Hears everything and says nothing."""
+
+    def started(self, plan: Plan) -> None:
+        """Nothing."""
+
+    def progress(self, nbytes: int) -> None:
+        """Nothing."""
+
+    def finished_component(self, component: Component) -> None:
+        """Nothing."""
+
+    def ended(self, report: Report) -> None:
+        """Nothing."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run did.
+
+    Attributes:
+        seconds: wall time, compilation and publication included.
+        compile_s: part of it spent on compiling or loading kernels.
+        bytes_read, bytes_written: measured.
+        leased_peak_bytes: most that the ledger had leased at once.
+        recounted: order statistics whose digit had not been foreseen.
+        notes: what happened on the way that the user should know.
+    """
+
+    seconds: float = 0.0
+    compile_s: float = 0.0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    leased_peak_bytes: int = 0
+    recounted: int = 0
+    notes: list[str] = field(default_factory=list)

@@ -1,0 +1,255 @@
+"""The executor: worker threads run the units of passes, components open in order as the ledger admits them.
+
+State, all guarded by one condition variable:
+    waiting    components of this sweep that have not begun, in plan order
+    open       components that have begun, in order, each with the pass it is in
+    error      the first exception of any worker; everybody leaves when it is set
+
+A free worker takes, in this order: a unit of the oldest open component that has one; a new component, if
+fewer than `workers` are open, it lies within the window, and the ledger leases what it will hold; or it waits.
+The worker that finishes the last unit of a pass runs the component on to its next pass.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+
+from plait.engine.codegen import Kernel
+from plait.engine.component import ComponentRun, Pass
+from plait.engine.events import Events, Quiet, Report
+from plait.engine.ledger import Ledger
+from plait.engine.orderstat import NO_LIMIT, Statistic, Threshold
+from plait.engine.reader import Reader
+from plait.engine.worker import Host, Worker
+from plait.engine.writer import Sink
+from plait.ops.errors import KernelError, PlaitError
+from plait.planner.plan import Component, Plan
+from plait.planner.program import scope_of
+from plait.planner.schedule import WINDOW, stage_sweeps, state_bytes
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    number: int
+    component: Component
+    passes: Iterator[Pass]
+    leased: int
+    current: Pass | None = None
+    issued: int = 0
+    done: int = 0
+
+
+def execute(plan: Plan, sink: Sink, reader: Reader, events: Events | None = None) -> Report:
+    """Run a plan into a sink that has begun; the sink is not published here.
+
+    Raises:
+        PlaitError: whatever went wrong first; no worker runs any more when it is raised.
+    """
+    report = Report()
+    after = {scope.key: scope.sweep for scope in plan.scopes}
+    host = Host(plan, reader, sink, events or Quiet(), report, [stage_sweeps(p, after) for p in plan.programs])
+    run = _Run(host)
+    host.events.started(plan)
+    for sweep in range(plan.sweeps):
+        run.sweep(sweep, frozenset())
+        _finish_scopes(run, sweep)
+    report.bytes_read, report.bytes_written = reader.bytes_read, sink.bytes_written
+    report.leased_peak_bytes = run.ledger.peak_bytes
+    return report
+
+
+class _Run:
+    def __init__(self, host: Host) -> None:
+        self.host, plan = host, host.plan
+        fixed = plan.prediction.runtime_bytes + plan.workers * plan.prediction.worker_bytes
+        self.ledger = Ledger(max(plan.budget_bytes, fixed), fixed, fixed)
+        kernels: dict[Hashable, Kernel] = {}
+        self.workers = [Worker(plan, kernels) for _ in range(plan.workers)]
+        self.runs: dict[str, ComponentRun] = {}
+        self.condition = threading.Condition()
+        self.waiting: deque[tuple[int, Component]] = deque()
+        self.open: list[_Open] = []
+        self.error: BaseException | None = None
+        for scope in plan.scopes:
+            op, *values = scope.key.split("|")
+            if op == "kth_magnitude":
+                host.statistics[scope.key] = Statistic(values[0], values[2], scope.numel)
+
+    def sweep(self, number: int, recount: frozenset[str]) -> None:
+        """Run every component through its stages of one sweep."""
+        self.number, self.recount = number, recount
+        self.waiting = deque(enumerate(self.host.plan.components))
+        threads = [threading.Thread(target=self._work, args=(w,), name=f"plait-{i}", daemon=True) for i, w in enumerate(self.workers[1:], 1)]
+        for thread in threads:
+            thread.start()
+        try:
+            self._work(self.workers[0])
+        finally:
+            with self.condition:
+                if self.error is None and (self.waiting or self.open):
+                    self.error = KernelError("the run was interrupted; give the same command again")
+                self.condition.notify_all()
+            for thread in threads:
+                thread.join()
+        if self.error is not None:
+            raise self.error
+
+    # -- one worker -----------------------------------------------------------------------------
+    def _work(self, worker: Worker) -> None:
+        self.host.workers[threading.get_ident()] = worker
+        name = ""
+        try:
+            while (taken := self._take()) is not None:
+                task, unit = taken
+                name = task.component.name
+                if unit >= 0:
+                    assert task.current is not None
+                    task.current.run(worker, unit)
+                if unit < 0 or self._unit_done(task):
+                    self._advance(task)
+        except PlaitError as error:
+            self._fail(error)
+        except (KeyboardInterrupt, SystemExit) as error:
+            self._fail(error)
+        except BaseException as error:
+            failure = KernelError(f"merging tensor {name} failed: {type(error).__name__}: {error}; nothing was published", tensor=name)
+            failure.__cause__ = error
+            self._fail(failure)
+
+    def _fail(self, error: BaseException) -> None:
+        with self.condition:
+            self.error = self.error or error
+            self.condition.notify_all()
+
+    def _take(self) -> tuple[_Open, int] | None:
+        """A unit to run (its number), a component to begin (-1), or None when all is done or lost."""
+        with self.condition:
+            while True:
+                if self.error is not None:
+                    return None
+                for task in self.open:
+                    if task.current is not None and task.issued < task.current.units:
+                        task.issued += 1
+                        return task, task.issued - 1
+                opened = self._try_open()
+                if opened is not None:
+                    return opened, -1
+                if not self.waiting and not self.open:
+                    self.condition.notify_all()
+                    return None
+                self.condition.wait()
+
+    def _try_open(self) -> _Open | None:
+        plan = self.host.plan
+        if not self.waiting or len(self.open) >= plan.workers:
+            return None
+        number, component = self.waiting[0]
+        if self.open and number - self.open[0].number >= WINDOW * plan.workers:
+            return None
+        needed = state_bytes(plan.programs[component.program], component.keep_inputs)
+        if not self.ledger.lease(needed):
+            return None
+        self.waiting.popleft()
+        run = self.runs.get(component.name)
+        if run is None:
+            run = ComponentRun(self.host, component)
+            if plan.sweeps > 1:
+                self.runs[component.name] = run
+        task = _Open(number, component, run.passes(self.number, self.recount), needed)
+        self.open.append(task)
+        return task
+
+    def _unit_done(self, task: _Open) -> bool:
+        with self.condition:
+            task.done += 1
+            return task.current is not None and task.done == task.current.units
+
+    def _advance(self, task: _Open) -> None:
+        """Go on to the component's next pass that has units, or close it."""
+        following = next((p for p in task.passes if p.units), None)
+        with self.condition:
+            task.current, task.issued, task.done = following, 0, 0
+            if following is None:
+                self.open.remove(task)
+                self.ledger.release(task.leased)
+            self.condition.notify_all()
+        if following is None and self.number + 1 == self.host.plan.sweeps:
+            self.host.events.finished_component(task.component)
+
+
+# -- model-wide statistics ------------------------------------------------------------------------
+def _finish_scopes(run: _Run, sweep: int) -> None:
+    """Give the statistics that end with this sweep their values."""
+    host = run.host
+    ending = [scope for scope in host.plan.scopes if scope.sweep == sweep]
+    for scope in ending:
+        if scope.key in host.sums or not scope.key.startswith("kth_magnitude"):
+            total = 0.0
+            for _, value in sorted(host.sums.get(scope.key, {}).items()):
+                total += value
+            host.scope_values[scope.key] = {"": total}
+    thresholds = [scope.key for scope in ending if scope.key in host.statistics and scope.numel]
+    again = [key for key in thresholds if not host.statistics[key].foreseen()]
+    if again:
+        for key in again:
+            host.statistics[key].look_again()
+        run.sweep(sweep, frozenset(again))
+    for key in thresholds:
+        host.scope_values[key] = _limits(run, key)
+
+
+def _limits(run: _Run, key: str) -> dict[str, object]:
+    """For each tensor the threshold's bits and the index from which ties are dropped, in canonical order of names."""
+    import numpy as np
+
+    statistic = run.host.statistics[key]
+    threshold: Threshold = statistic.threshold()
+    values: dict[str, object] = {"": np.array([float(threshold.key), NO_LIMIT])}
+    if threshold.all_ties:
+        return values
+    worker, before = run.workers[0], 0
+    for name in sorted(statistic.sparse):
+        component_run = run.runs[name]
+        equal = statistic.equal_in(name, threshold)
+        if equal is None or before < threshold.quota < before + equal:
+            stage, fold = _stage_of(component_run, key)
+            worker.arrange(component_run.program, stage)
+            limit = component_run.search_ties(worker, stage, fold, threshold, before)
+            if equal is None:
+                equal = _count_ties(component_run, worker, stage, fold, threshold)
+        else:
+            limit = NO_LIMIT if before + equal <= threshold.quota else 0.0
+        values[name] = np.array([float(threshold.key), limit])
+        before += equal
+    return values
+
+
+def _count_ties(component_run: ComponentRun, worker: Worker, stage: object, fold: int, threshold: Threshold) -> int:
+    import numpy as np
+
+    from plait.planner.program import Stage
+
+    assert isinstance(stage, Stage)
+    x = component_run.program.nodes[fold].inputs[0]
+    total = 0
+    for _, first, n in component_run.blocks(stage):
+        keys = component_run.values(worker, stage, x, first, n).view(np.uint32) & np.uint32(0x7FFFFFFF)
+        total += int(np.count_nonzero(keys == threshold.key))
+    return total
+
+
+def _stage_of(component_run: ComponentRun, key: str) -> tuple[object, int]:
+    for stage in component_run.program.stages:
+        for i in stage.folds:
+            if scope_of(component_run.program.nodes[i]) == key:
+                return stage, i
+    raise KernelError(f"{component_run.component.name} does not add to {key}; please report this")
+
+
+def timed() -> float:
+    """Seconds of a clock that only goes forward."""
+    return time.perf_counter()

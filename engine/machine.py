@@ -1,0 +1,70 @@
+"""What this machine offers: memory, cores, a GPU. Reads the system, starts nothing, imports torch only when a GPU is there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def available_memory() -> int:
+    """Bytes that a process may take now without pushing others out: free memory, or what the control group leaves."""
+    limits = [_meminfo(), _cgroup_memory()]
+    known = [limit for limit in limits if limit]
+    return min(known) if known else 4 << 30
+
+
+def _meminfo() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return 0
+
+
+def _cgroup_memory() -> int:
+    try:
+        text = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        return max(0, int(text) - used) if text != "max" else 0
+    except (OSError, ValueError):
+        return 0
+
+
+def cores() -> int:
+    """Cores that this process may use: its affinity, within the control group's quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            count = min(count, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass
+    return max(1, count)
+
+
+def gpu_memory() -> int:
+    """Free bytes of the first CUDA device, 0 where there is none."""
+    if not Path("/dev/nvidiactl").exists():
+        return 0
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0
+    free, _total = torch.cuda.mem_get_info(0)
+    return int(free)
+
+
+def private_memory() -> int:
+    """Private memory of this process now (RssAnon), in bytes; 0 where the system does not say."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0

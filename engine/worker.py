@@ -1,0 +1,122 @@
+"""What worker threads own and what they share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from plait.engine.blockrun import Array, BlockRunner, make_runner
+from plait.engine.codegen import Kernel, generate
+from plait.engine.events import Events, Report
+from plait.engine.orderstat import Statistic
+from plait.engine.reader import Reader
+from plait.engine.writer import Sink
+from plait.planner.blocks import stage_buffers
+from plait.planner.plan import Plan
+from plait.planner.program import Program, Stage
+
+
+class Worker:
+    """One worker's buffers, allocated once and used for every block it runs.
+
+    Args:
+        plan: what will run.
+        kernels: generated kernels, shared by all workers.
+    """
+
+    def __init__(self, plan: Plan, kernels: dict[Hashable, Kernel]) -> None:
+        self.plan, self.kernels = plan, kernels
+        self.memory = np.empty(plan.prediction.worker_bytes, np.uint8)
+        self.inputs: dict[int, Array] = {}
+        self.output: Array = self.memory[:0]
+        self.scratch: Array = self.memory[:0]
+        self._runners: dict[Hashable, BlockRunner] = {}
+        self._arranged: Hashable = None
+
+    def arrange(self, program: Program, stage: Stage) -> None:
+        """Divide the memory as a stage needs it."""
+        key = (id(program), id(stage))
+        if key == self._arranged:
+            return
+        self._arranged = key
+        sizes = stage_buffers(program, stage)
+        self.inputs, at = {}, 0
+        for load, nbytes in zip(stage.loads, sizes.inputs, strict=True):
+            self.inputs[load] = self.memory[at : at + nbytes]
+            at += nbytes
+        self.output = self.memory[at : at + sizes.output]
+        self.scratch = self.memory[at + sizes.output : at + sizes.output + sizes.scratch]
+
+    def runner(self, program_number: int, stage: Stage, what: Hashable) -> BlockRunner:
+        """The runner of a stage; `what` tells a probe from the stage itself."""
+        # the working arrays are cut from this worker's scratch, whose place depends on the arrangement
+        key = (program_number, stage.keeps, what, stage.store, self._arranged)
+        runner = self._runners.get(key)
+        if runner is None:
+            if len(self._runners) > 256:
+                self._runners.clear()
+            program = self.plan.programs[program_number]
+            kernel = self.kernels.get(key[:-1])
+            if kernel is None:
+                kernel = self.kernels[key[:-1]] = generate(program, stage)
+            runner = self._runners[key] = make_runner(program, stage, self.plan.backend, kernel, self.scratch)
+        return runner
+
+
+@dataclass(slots=True)
+class Host:
+    """What all components of a run share.
+
+    Attributes:
+        plan, reader, sink, events, report: of the run.
+        sweeps: for each program, the sweep of each stage.
+        statistics: model-wide order statistics, by scope key.
+        sums: model-wide sums: scope key -> tensor name -> partial.
+        scope_values: finished model-wide statistics: scope key -> tensor name -> value ("" for all).
+    """
+
+    plan: Plan
+    reader: Reader
+    sink: Sink
+    events: Events
+    report: Report
+    sweeps: list[list[int]]
+    statistics: dict[str, Statistic] = field(default_factory=dict)
+    sums: dict[str, dict[str, float]] = field(default_factory=dict)
+    scope_values: dict[str, dict[str, Any]] = field(default_factory=dict)
+    workers: dict[int, Worker] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def spare_worker(self) -> Worker:
+        """The worker of the calling thread."""
+        return self.workers[threading.get_ident()]
+
+    def progress(self, nbytes: int) -> None:
+        """Report bytes done."""
+        if nbytes:
+            with self._lock:
+                self.events.progress(nbytes)
+
+    def count_recounts(self, count: int) -> None:
+        """Note order statistics whose digit was not foreseen."""
+        with self._lock:
+            self.report.recounted += count
+
+    def add_sum(self, scope: str, tensor: str, value: float) -> None:
+        """A tensor's share of a model-wide sum."""
+        with self._lock:
+            self.sums.setdefault(scope, {})[tensor] = value
+
+    def add_counts(self, scope: str, tensor: str, local: Statistic, *, with_coarse: bool) -> None:
+        """A tensor's histograms of a model-wide order statistic."""
+        with self._lock:
+            self.statistics[scope].add(tensor, local.coarse if with_coarse else None, local.fine)
+
+    def scope_value(self, scope: str, tensor: str) -> Any:
+        """The finished model-wide statistic, as a tensor uses it."""
+        values = self.scope_values[scope]
+        return values[tensor] if tensor in values else values[""]

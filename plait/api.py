@@ -1,0 +1,220 @@
+"""The public Python interface: open, plan, merge, write."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from plait.engine.events import Events, Report
+from plait.engine.machine import available_memory, cores, gpu_memory
+from plait.models import Model, output_specs
+from plait.ops.dtypes import BY_CODE, BY_NAME, RECIPE_FLOATS
+from plait.ops.errors import PlanError
+from plait.planner.assemble import assemble
+from plait.planner.checkpoint import open_checkpoint, resolve_model
+from plait.planner.donor import side_files
+from plait.planner.expressions import OutputSpec, job_specs
+from plait.planner.layout import make_layout
+from plait.planner.plan import Plan
+from plait.planner.recipe import load_recipe
+from plait.planner.schedule import MIB, Resources, make_plan, parse_size, size
+from plait.planner.types import Checkpoint, SideFile
+
+#: Largest size of one output file unless asked otherwise.
+SHARD_SIZE = "5GB"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a plan may use the machine.
+
+    Attributes:
+        memory: budget for private memory, such as `4GiB`; None for half of what is free.
+        workers: worker threads; None for the number of cores.
+        device: where whole-tensor ops run: `auto`, `cpu` or `cuda`.
+        gpu_memory: budget on the GPU; None for 90 % of what is free there.
+        backend: `auto` (numba where it is installed), `numba` or `torch`.
+        shard_size: most bytes of one output file.
+    """
+
+    memory: str | int | None = None
+    workers: int | None = None
+    device: str = "auto"
+    gpu_memory: str | int | None = None
+    backend: str = "auto"
+    shard_size: str | int = SHARD_SIZE
+
+
+def plan(recipe: str | Path, options: Options | None = None, *, memory: str | int | None = None) -> Plan:
+    """Plan a recipe from headers alone.
+
+    Args:
+        recipe: path of a YAML recipe.
+        options: how the machine may be used.
+        memory: shorthand for `Options(memory=...)`.
+
+    Raises:
+        PlaitError: anything wrong with recipe, models or budget; see `plait.ops.errors`.
+    """
+    return _plan_recipe(recipe, _options(options, memory))[0]
+
+
+def merge(recipe: str | Path, out: str | Path, options: Options | None = None, *, memory: str | int | None = None, events: Events | None = None) -> Report:
+    """Merge as a recipe says.
+
+    Args:
+        recipe: path of a YAML recipe.
+        out: folder to make; must not exist or be empty.
+        options: how the machine may be used.
+        memory: shorthand for `Options(memory=...)`.
+        events: hears how the run goes on.
+
+    Returns:
+        What the run did: seconds, bytes, notes.
+
+    Raises:
+        PlaitError: as for `plan`, or the destination or the run failed; nothing is left at `out`.
+    """
+    begun = time.perf_counter()
+    planned, sides, inputs = _plan_recipe(recipe, _options(options, memory))
+    return run_plan(planned, out, sides, inputs, events, begun)
+
+
+def plan_model(model: Model, options: Options | None = None, *, memory: str | int | None = None, dtype: str | None = None) -> Plan:
+    """Plan the writing of a model expression; arguments as for `write`."""
+    return _plan_model(model, _options(options, memory), dtype)[0]
+
+
+def write(model: Model, out: str | Path, options: Options | None = None, *, memory: str | int | None = None, dtype: str | None = None, events: Events | None = None) -> Report:
+    """Compute a model expression and write it as a checkpoint folder.
+
+    Args:
+        model: from `plait.open`, operators and `plait.methods`.
+        out: folder to make; must not exist or be empty.
+        options: how the machine may be used.
+        memory: shorthand for `Options(memory=...)`.
+        dtype: of the output's float tensors (`float16`, `bfloat16`, `float32`); None for that of the inputs.
+        events: hears how the run goes on.
+
+    Raises:
+        PlaitError: as for `merge`.
+    """
+    begun = time.perf_counter()
+    planned, sides, inputs = _plan_model(model, _options(options, memory), dtype)
+    return run_plan(planned, out, sides, inputs, events, begun)
+
+
+def run_plan(planned: Plan, out: str | Path, sides: Sequence[SideFile], inputs: Sequence[str], events: Events | None, begun: float) -> Report:
+    """Run a plan into a folder that appears whole or not at all."""
+    from plait.engine.executor import execute
+    from plait.engine.reader import Reader
+    from plait.engine.writer import OutputFolder
+
+    with OutputFolder(Path(out), planned.layout, inputs) as folder, Reader() as reader:
+        report = execute(planned, folder, reader, events)
+        reader.check_unchanged(planned.files)
+        folder.publish(sides)
+    report.seconds = time.perf_counter() - begun
+    if events is not None:
+        events.ended(report)
+    return report
+
+
+# -- from recipes and models to plans ---------------------------------------------------------------
+def _options(options: Options | None, memory: str | int | None) -> Options:
+    options = options or Options()
+    if memory is None:
+        return options
+    return Options(memory, options.workers, options.device, options.gpu_memory, options.backend, options.shard_size)
+
+
+def _plan_recipe(path: str | Path, options: Options) -> tuple[Plan, tuple[SideFile, ...], list[str]]:
+    recipe = load_recipe(path)
+    near = Path(path).resolve().parent
+
+    def open_near(text: str) -> Checkpoint:
+        return open_checkpoint(resolve_model(text, near), text)
+
+    assembly = assemble(recipe, open_near)
+    specs = job_specs(assembly.jobs)
+    title = " + ".join([recipe.method, *dict.fromkeys(step.name for job in assembly.jobs[:1] for step in job.steps)])
+    shapes = {job.output: job.shape for job in assembly.jobs}
+    planned = _make(title, specs, shapes, assembly.checkpoints, options, assembly.notes)
+    summary = {"method": title, "models": [c.label for c in assembly.checkpoints], "notes": list(planned.notes)}
+    sides = side_files(assembly.donor, dtype_name=assembly.dtype_name, num_layers=assembly.num_layers, recipe_text=recipe.text, summary=summary)
+    return planned, sides, [c.path for c in assembly.checkpoints]
+
+
+def _plan_model(model: Model, options: Options, dtype: str | None) -> tuple[Plan, tuple[SideFile, ...], list[str]]:
+    if dtype is not None and dtype not in RECIPE_FLOATS:
+        raise PlanError(f"dtype {dtype!r} is not one of {', '.join(RECIPE_FLOATS)}")
+    specs, notes = output_specs(model, BY_NAME[dtype].code if dtype else None)
+    shapes = {spec.name: spec.leaves[0].shape for spec in specs}
+    checkpoints = _checkpoints(model)
+    planned = _make("expression", specs, shapes, checkpoints, options, notes)
+    floats = [spec.dtype for spec in specs if BY_CODE[spec.dtype].kind == "f"]
+    name = BY_CODE[max(set(floats), key=floats.count)].name if floats else None
+    summary = {"method": "a plait expression", "models": [c.label for c in checkpoints], "notes": notes}
+    sides = side_files(model.donor, dtype_name=name, num_layers=None, recipe_text="# written by plait.write from an expression in Python\n", summary=summary)
+    return planned, sides, [c.path for c in checkpoints]
+
+
+def _checkpoints(model: Model) -> tuple[Checkpoint, ...]:
+    found: dict[str, Checkpoint] = {}
+    stack: list[object] = [model]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, Model):
+            found.setdefault(item.donor.path, item.donor)
+            stack += [part for part in vars(item).values() if isinstance(part, (Model, tuple, list))]
+        elif isinstance(item, (tuple, list)):
+            stack += [part for part in item if isinstance(part, Model)]
+    return tuple(found.values())
+
+
+def _make(title: str, specs: Sequence[OutputSpec], shapes: dict[str, tuple[int, ...]], checkpoints: Sequence[Checkpoint], options: Options, notes: Sequence[str]) -> Plan:
+    layout = make_layout([(s.name, s.dtype, shapes[s.name]) for s in specs], _size(options.shard_size, "shard size"))
+    files = [f for c in checkpoints for f in c.files]
+    resources, more = resolve(options)
+    return make_plan(title, specs, layout, files, resources, (*notes, *more))
+
+
+def resolve(options: Options) -> tuple[Resources, list[str]]:
+    """The resources that options mean on this machine, and what the user should know about them.
+
+    Raises:
+        PlanError: an option makes no sense here.
+    """
+    notes = []
+    memory = _size(options.memory, "memory") if options.memory is not None else available_memory() // 2 // MIB * MIB
+    if options.memory is None:
+        notes.append(f"no --memory given: half of the free memory, {size(memory)}, is the budget")
+    if options.workers is not None and options.workers < 1:
+        raise PlanError(f"{options.workers} workers cannot merge anything; give at least 1")
+    backend, more = _backend(options.backend)
+    free = gpu_memory() if options.device in ("auto", "cuda") else 0
+    if options.device == "cuda" and not free:
+        raise PlanError("--device cuda was asked for, but torch finds no CUDA device here; use --device auto or cpu")
+    gpu = _size(options.gpu_memory, "GPU memory") if options.gpu_memory is not None else free * 9 // 10
+    return Resources(memory, options.workers or cores(), backend, "cuda" if free else "cpu", gpu), [*notes, *more]
+
+
+def _backend(wanted: str) -> tuple[str, list[str]]:
+    from plait.engine.compile import numba_available
+
+    if wanted == "auto":
+        if numba_available():
+            return "numba", []
+        return "torch", ["Numba is not installed: maps run in the torch interpreter, several times slower; pip install numba"]
+    if wanted == "numba" and not numba_available():
+        raise PlanError("the numba backend was asked for, but Numba is not installed; pip install numba, or use --backend torch")
+    return wanted, []
+
+
+def _size(value: str | int, what: str) -> int:
+    try:
+        return value if isinstance(value, int) else parse_size(value)
+    except ValueError as error:
+        raise PlanError(f"{what}: {error}") from error

@@ -1,0 +1,214 @@
+"""The command line. Errors are one readable line, exit status 2 for what the user can mend and 1 for failures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from plait.ops.errors import PlaitError
+
+_EXAMPLES = """
+\b
+Examples:
+  plait demo                                 merge real models, made here in two minutes
+  plait plan recipe.yml --memory 4GiB        what would it do, and what does it need?
+  plait merge recipe.yml out --memory 4GiB   do it
+  plait methods ties                         what a method does and takes
+  plait inspect path/to/model                a checkpoint at a glance
+"""
+_RECIPE = """
+\b
+A recipe is mergekit's YAML:
+  merge_method: ties
+  base_model: path/to/base
+  models:
+    - model: path/to/math
+      parameters: {weight: 1.0, density: 0.2}
+    - model: path/to/code
+      parameters: {weight: 1.0, density: 0.2}
+  parameters: {lambda: 1.0}
+  dtype: bfloat16
+  steps:                         # after the merge; not in mergekit
+    - method: magic_wsc
+"""
+
+
+class _Group(click.Group):
+    """Turns plait's errors into one line and an exit status."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        debug = "--debug" in (kwargs.get("args") or sys.argv[1:])
+        try:
+            return super().main(*args, **kwargs)
+        except PlaitError as error:
+            if debug:
+                raise
+            lines = error.message.splitlines() or [type(error).__name__]
+            click.echo("\n".join([f"plait: {lines[0]}", *(f"       {line}" for line in lines[1:])]), err=True)
+            sys.exit(error.exit_status)
+        except KeyboardInterrupt:
+            click.echo("plait: interrupted; nothing was published. Give the same command to start again", err=True)
+            sys.exit(130)
+        except BrokenPipeError:
+            sys.stderr.close()
+            sys.exit(0)
+        except Exception as error:
+            if debug:
+                raise
+            click.echo(f"plait: internal error: {type(error).__name__}: {error}; run again with --debug and report the traceback", err=True)
+            sys.exit(1)
+
+
+def _version(context: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from plait import __version__
+
+        click.echo(f"plait {__version__}")
+        context.exit()
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=_EXAMPLES)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and leave.")
+def main() -> None:
+    """Merge neural-network checkpoints that do not fit in memory.
+
+    A recipe says what to merge. plait plans it from file headers alone, says what it will need before a weight is read, and
+    runs it inside a memory budget.
+    """
+
+
+def _machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    options = [
+        click.option("--memory", "-m", metavar="SIZE", help="Budget for private memory, such as 512MiB or 4GiB. Default: half of the free memory."),
+        click.option("--workers", "-j", type=int, metavar="N", help="Worker threads. Default: the cores this process may use."),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where whole-tensor ops (SVD, polar) run."),
+        click.option("--gpu-memory", metavar="SIZE", help="Budget on the GPU. Default: 90 % of what is free there."),
+        click.option("--backend", type=click.Choice(["auto", "numba", "torch"]), default="auto", show_default=True, help="What runs streamed work: compiled kernels or the interpreter."),
+        click.option("--shard-size", metavar="SIZE", default="5GB", show_default=True, help="Most bytes of one output file."),
+        click.option("--debug", is_flag=True, help="Show a traceback when something fails."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _options(values: dict[str, Any]) -> Any:
+    from plait.api import Options
+
+    values.pop("debug", None)
+    return Options(**values)
+
+
+@main.command(epilog=_RECIPE)
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@_machine_options
+@click.option("--quiet", "-q", is_flag=True, help="Say nothing unless something is wrong.")
+def merge(recipe: Path, out: Path, quiet: bool, **machine: Any) -> None:
+    """Merge as RECIPE says into the new folder OUT.
+
+    OUT appears whole, at the end, or not at all; it must not exist or be empty. The result is the same for every budget and
+    number of workers.
+    """
+    from rich.console import Console
+
+    from plait.api import merge as run
+    from plait.engine.events import Quiet
+    from plait.planner.schedule import size
+    from plait.progress import ProgressBar
+
+    options = _options(machine)
+    if quiet:
+        run(recipe, out, options, events=Quiet())
+        return
+    console = Console(stderr=True, highlight=False)
+    with ProgressBar(console) as bar:
+        report = run(recipe, out, options, events=bar)
+    for note in report.notes:
+        console.print(f"note: {note}", markup=False)
+    rate = (report.bytes_read + report.bytes_written) / max(report.seconds, 1e-9)
+    console.print(f"{out}: {size(report.bytes_written)} written, {size(report.bytes_read)} read in {report.seconds:.1f} s ({size(rate)}/s)", markup=False, soft_wrap=True)
+
+
+@main.command(epilog=_RECIPE)
+@click.argument("recipe", type=click.Path(path_type=Path))
+@_machine_options
+@click.option("--format", "form", type=click.Choice(["tree", "json"]), default="tree", show_default=True, help="A tree to read, or data.")
+def plan(recipe: Path, form: str, **machine: Any) -> None:
+    """Show what RECIPE would do and need; reads file headers only.
+
+    Everything wrong with the recipe, the models or the budget is found here, before a weight is read.
+    """
+    from plait.api import plan as make
+
+    planned = make(recipe, _options(machine))
+    if form == "json":
+        click.echo(planned.to_json())
+        return
+    from rich.console import Console
+
+    from plait.planner.explain import to_tree
+
+    Console(highlight=False).print(to_tree(planned))
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def methods(name: str | None, form: str) -> None:
+    """List the merge methods, or say all about method NAME."""
+    from plait.ops.method import methods as known_methods
+    from plait.ops.method import nearest
+    from plait.ops.method import steps as known_steps
+    from plait.show import method_json, show_method, show_methods
+
+    known = {**known_methods(), **known_steps()}
+    if name is not None and name not in known:
+        raise PlaitError(f"no merge method called {name!r}{nearest(name, known)}; `plait methods` lists them")
+    chosen = [known[name]] if name else list(known.values())
+    if form == "json":
+        click.echo(json.dumps([method_json(m) for m in chosen], indent=1))
+    elif name:
+        show_method(known[name])
+    else:
+        show_methods(chosen)
+
+
+@main.command()
+@click.argument("checkpoint")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option("--tensors", is_flag=True, help="List every tensor.")
+def inspect(checkpoint: str, form: str, tensors: bool) -> None:
+    """Show what CHECKPOINT holds; reads file headers only."""
+    from plait.planner.checkpoint import open_checkpoint, resolve_model
+    from plait.planner.inspect import summarise
+    from plait.show import show_checkpoint
+
+    opened = open_checkpoint(resolve_model(checkpoint), checkpoint)
+    summary = summarise(opened)
+    if form == "json":
+        listed = {n: {"dtype": r.dtype, "shape": list(r.shape), "nbytes": r.nbytes} for n, r in opened.tensors.items()}
+        click.echo(json.dumps({**summary, **({"tensors": listed} if tensors else {})}, indent=1))
+    else:
+        show_checkpoint(checkpoint, summary, opened if tensors else None)
+
+
+@main.command()
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("plait-demo"), show_default=True, help="Where experts and merges are kept.")
+@click.option("--memory", "-m", metavar="SIZE", default="512MiB", show_default=True, help="Budget of each merge.")
+@click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
+def demo(folder: Path, memory: str, debug: bool) -> None:
+    """Fine-tune three experts of a real sentence encoder, merge them, and compare.
+
+    Takes about two minutes on two cores. Everything is kept in the folder, to go on with.
+    """
+    from rich.console import Console
+
+    from plait.demo import run_demo
+
+    run_demo(folder, memory=memory, console=Console(highlight=False))

@@ -1,0 +1,172 @@
+"""A plan as something to read: a tree for people. (`Plan.to_json` is the same for programs.)"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from plait.planner.cost import input_bytes, output_bytes, selects, stage_read_bytes
+from plait.planner.expressions import used_inputs
+from plait.planner.plan import Component, Plan
+from plait.planner.program import Program, Stage, scope_of
+from plait.planner.schedule import size, state_bytes
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+_ROLES = ("embedding", "attention", "mlp", "norm", "head", "other")
+
+
+@dataclass(slots=True)
+class Group:
+    """Outputs of one role and shape that run the same way.
+
+    Attributes:
+        label: what they are called, layer numbers folded.
+        count: how many.
+        shape: of each.
+        components: all of them.
+    """
+
+    label: str
+    shape: tuple[int, ...]
+    components: list[Component] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return len(self.components)
+
+
+def groups(plan: Plan) -> dict[str, list[Group]]:
+    """Outputs by role; within a role, equal tensors of different layers are one group."""
+    found: dict[str, dict[Any, Group]] = {role: {} for role in _ROLES}
+    for component in plan.components:
+        program = plan.program_of(component)
+        label = _folded(component.name)
+        key = (label, program.shape, _how(plan, component))
+        found.setdefault(component.role, {}).setdefault(key, Group(label, program.shape)).components.append(component)
+    return {role: list(table.values()) for role, table in found.items() if table}
+
+
+def _folded(name: str) -> str:
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def _how(plan: Plan, component: Component) -> str:
+    """The passes of a component in words."""
+    program = plan.program_of(component)
+    if program.copy is not None:
+        return "bytes copied"
+    if not program.stages:
+        return "empty"
+    parts = [_stage(program, stage, number) for number, stage in enumerate(program.stages)]
+    kept = " · inputs stay in memory" if component.keep_inputs else ""
+    return " → ".join(parts) + kept
+
+
+def _stage(program: Program, stage: Stage, number: int) -> str:
+    nodes = program.nodes
+    words: list[str] = []
+    thresholds = selects(program, stage)
+    if thresholds:
+        wide = " model-wide" if any(scope_of(nodes[i]) for i in thresholds) else ""
+        words.append(f"{len(thresholds)}{wide} exact threshold{'s' if len(thresholds) > 1 else ''}")
+    folds = len(stage.folds) - len(thresholds)
+    if folds:
+        words.append(f"{folds} fold{'s' if folds > 1 else ''}")
+    rows = [nodes[i].op for i in stage.compute if nodes[i].kind == "rows"]
+    if rows:
+        words.append("row ranks" if set(rows) == {"row_rank"} else "row folds" if "row_rank" not in rows else "row ranks and folds")
+    maps = sum(1 for i in stage.compute if nodes[i].kind == "map")
+    if stage.store:
+        words.append(f"map of {maps} ops" if maps else "cast")
+    elif stage.keeps and not stage.wholes:
+        words.append("kept whole")
+    for w in stage.wholes:
+        words.append(f"whole: {nodes[w].op}" if nodes[w].op != "hold" else "held")
+    return f"pass {number + 1}: {', '.join(words)}"
+
+
+def to_tree(plan: Plan) -> Tree:
+    """The plan as a rich tree."""
+    from rich.markup import escape
+    from rich.tree import Tree
+
+    p = plan.prediction
+    root = Tree(f"[bold]{escape(plan.title)}[/]  {len(plan.components)} tensors, {len(plan.layout.shards)} file{'s' if len(plan.layout.shards) != 1 else ''}, plan {plan.fingerprint[:12]}")
+    need = root.add("[bold]needs[/]")
+    need.add(f"peak memory  {size(p.peak_bytes)} of {size(plan.budget_bytes)} (smallest budget that works: {size(p.minimum_bytes)})")
+    need.add(f"             {size(p.runtime_bytes)} program + {plan.workers} workers x {size(p.worker_bytes)} buffers + {size(p.state_bytes)} held")
+    if p.peak_task:
+        need.add(f"             set by {escape(p.peak_task)}")
+    extra = f" (+ up to {size(p.bytes_read_extra)} where a sample mispredicts a threshold)" if p.bytes_read_extra else ""
+    need.add(f"reads        {size(p.bytes_read)}{extra}, every input at most {_times(p.passes)}")
+    need.add(f"writes       {size(p.bytes_written)}" + (f", {size(p.bytes_copied)} of it copied undecoded" if p.bytes_copied else ""))
+    need.add(f"runs on      {_backend(plan)}")
+    if plan.sweeps > 1:
+        need.add(f"sweeps       {plan.sweeps} over the model: {len(plan.scopes)} model-wide statistics come before what uses them")
+    _add_inputs(root, plan)
+    _add_groups(root, plan)
+    if plan.notes:
+        notes = root.add("[bold]notes[/]")
+        for note in plan.notes:
+            notes.add(escape(note))
+    return root
+
+
+def _times(count: int) -> str:
+    return {0: "never", 1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
+def _backend(plan: Plan) -> str:
+    kernels = {"numba": "compiled Numba kernels", "torch": "the torch block interpreter"}[plan.backend]
+    whole = any(s.wholes for q in plan.programs for s in q.stages)
+    return f"{plan.workers} worker{'s' if plan.workers > 1 else ''}, {kernels}" + (f"; whole-tensor ops on {plan.device}" if whole else "")
+
+
+def _add_inputs(root: Tree, plan: Plan) -> None:
+    from rich.markup import escape
+
+    read: dict[str, int] = {}
+    for component in plan.components:
+        for ref in used_inputs(plan.program_of(component), component.inputs):
+            read[ref.file] = read.get(ref.file, 0) + ref.nbytes
+    branch = root.add("[bold]inputs[/]")
+    folders = groupby(plan.files, key=lambda f: f.path.rsplit("/", 1)[0])
+    for folder, members in folders:
+        files = list(members)
+        used = sum(read.get(f.path, 0) for f in files)
+        count = f"{len(files)} files" if len(files) > 1 else "1 file"
+        branch.add(f"{escape(folder)}  {count}, {size(sum(f.size for f in files))}, {size(used)} of it used" if used else f"{escape(folder)}  {count}, not read")
+
+
+def _add_groups(root: Tree, plan: Plan) -> None:
+    from rich.markup import escape
+
+    for role, members in groups(plan).items():
+        branch = root.add(f"[bold]{role}[/]  {sum(g.count for g in members)} tensors, {size(_written(plan, (c for g in members for c in g.components)))}")
+        for group in sorted(members, key=lambda g: -_written(plan, g.components)):
+            first = group.components[0]
+            program = plan.program_of(first)
+            read = sum(stage_read_bytes(program, s) for s in program.stages) if program.stages and not first.keep_inputs else input_bytes(program)
+            held = state_bytes(program, first.keep_inputs)
+            count = f"{group.count} x " if group.count > 1 else ""
+            line = branch.add(f"{count}{escape(group.label)} {list(group.shape)} {program.dtype}".replace("[", "\\["))
+            holds = f", holds {size(held)}" if held >= 1 << 20 else ""
+            line.add(f"{_how(plan, first)}; reads {size(read if program.copy is None else output_bytes(program))} each{holds}")
+
+
+def _written(plan: Plan, components: Iterable[Component]) -> int:
+    return sum(output_bytes(plan.program_of(c)) for c in components)
+
+
+def to_text(plan: Plan, width: int = 120) -> str:
+    """The tree as plain text."""
+    from rich.console import Console
+
+    buffer = io.StringIO()
+    Console(file=buffer, width=width, color_system=None, highlight=False).print(to_tree(plan))
+    return buffer.getvalue().rstrip()

@@ -1,0 +1,131 @@
+"""From resolved jobs to expressions, one for each kind of tensor rather than one for each tensor.
+
+Jobs that differ only in which stored tensors they read share a *signature*, and so one program. Building
+and lowering an expression is the costly part of planning; binding it to another layer's tensors is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from plait.ops.algebra import cast
+from plait.ops.errors import PlanError
+from plait.ops.inputs import MergeInputs
+from plait.ops.method import Method, methods, steps
+from plait.ops.tensor import LazyTensor, load
+from plait.planner.program import Program, lower
+from plait.planner.types import Job, TensorRef
+
+Build = Callable[[Sequence[LazyTensor]], LazyTensor]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """An output tensor before planning.
+
+    Attributes:
+        name: of the output.
+        dtype: storage code of the output.
+        leaves: the stored tensors it may read, each once.
+        signature: equal for outputs whose expressions differ in the leaves alone.
+        build: from leaves to expression.
+        role, layer: for the reader of the plan.
+        origin: recipe place to name in errors.
+    """
+
+    name: str
+    dtype: str
+    leaves: tuple[TensorRef, ...]
+    signature: Hashable
+    build: Build
+    role: str = "other"
+    layer: int | None = None
+    origin: str = ""
+
+
+def leaf_of(ref: TensorRef) -> LazyTensor:
+    """The stored tensor as a lazy one; its key names file, tensor and byte range."""
+    return load((ref.file, ref.name, ref.start, ref.nbytes), ref.shape, ref.dtype)
+
+
+def job_specs(jobs: Iterable[Job]) -> list[OutputSpec]:
+    """Specs of a recipe's jobs."""
+    known_methods, known_steps = methods(), steps()
+    return [_spec(job, known_methods, known_steps) for job in jobs]
+
+
+def _spec(job: Job, known: dict[str, Method], known_steps: dict[str, Method]) -> OutputSpec:
+    named = job.method != "copy" and (known[job.method].uses_name or any(known_steps[s.name].uses_name for s in job.steps))
+    refs = ([job.base] if job.base is not None else []) + list(job.experts)
+    leaves = tuple(dict.fromkeys(refs))
+    number = {ref: i for i, ref in enumerate(leaves)}
+    base = number[job.base] if job.base is not None else None
+    experts = tuple(number[e] for e in job.experts)
+    storages = tuple(ref.dtype for ref in leaves)
+    signature = (job.method, job.params, job.shape, storages, base, experts, job.labels, job.load_dtype, job.dtype, job.steps, (job.output, job.role) if named else None)
+
+    def build(nodes: Sequence[LazyTensor]) -> LazyTensor:
+        return _job_expression(job, nodes, base, experts, known, known_steps)
+
+    return OutputSpec(job.output, job.dtype, leaves, signature, build, job.role, job.layer, str(job.mark or ""))
+
+
+def _job_expression(job: Job, nodes: Sequence[LazyTensor], base: int | None, experts: tuple[int, ...], known: dict[str, Method], known_steps: dict[str, Method]) -> LazyTensor:
+    if job.method == "copy":
+        return nodes[experts[0]]
+    rounded = [n if job.load_dtype is None else cast(n, job.load_dtype) for n in nodes]
+    origin = None if base is None else rounded[base]
+    t = MergeInputs(origin, tuple(rounded[e] for e in experts), job.labels, job.shape, job.output, job.role)
+    merged: LazyTensor = known[job.method].build(t, **dict(job.params))
+    for call in job.steps:
+        merged = known_steps[call.name].build(t, merged, **dict(call.params))
+    return merged
+
+
+def compile_specs(specs: Sequence[OutputSpec]) -> tuple[list[Program], list[int]]:
+    """Distinct programs, and the number of each spec's program.
+
+    Raises:
+        PlanError: a method refuses its parameters or inputs; every distinct complaint is listed.
+    """
+    programs: list[Program] = []
+    known: dict[Hashable, int] = {}
+    numbers: list[int] = []
+    problems: dict[str, str] = {}
+    for spec in specs:
+        number = known.get(spec.signature)
+        if number is None:
+            number = known[spec.signature] = len(programs)
+            try:
+                programs.append(_program(spec))
+            except ValueError as error:
+                where = f"{spec.origin}: " if spec.origin else ""
+                problems.setdefault(str(error), f"{where}{error} (first met at tensor {spec.name})")
+                del known[spec.signature]
+                number = -1
+        numbers.append(number)
+    if problems:
+        raise PlanError("\n".join(problems.values()), problems=list(problems))
+    return programs, numbers
+
+
+def _program(spec: OutputSpec) -> Program:
+    leaves = [leaf_of(ref) for ref in spec.leaves]
+    root = spec.build(leaves)
+    if root.space != "tensor":
+        raise ValueError("the expression gives numbers, not a tensor")
+    return lower(root, spec.dtype, leaves)
+
+
+def used_inputs(program: Program, leaves: tuple[TensorRef, ...]) -> list[TensorRef]:
+    """Stored tensors that a program reads."""
+    if program.copy is not None:
+        return [leaves[program.copy]]
+    return [ref for ref, slot in zip(leaves, program.slots, strict=True) if slot >= 0]
+
+
+def parameters_text(params: Iterable[tuple[str, Any]]) -> str:
+    """Parameters on one line, for people."""
+    return ", ".join(f"{k}={v}" for k, v in params)

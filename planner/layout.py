@@ -1,0 +1,132 @@
+"""Decide where every output tensor will lie before anything is computed.
+
+Tensors go into shards in model order. Inside a shard they keep that order too, unless an element
+would then start off a multiple of its own size (an F32 tensor behind an odd number of BF16 elements):
+readers that map a file view the bytes in place and refuse such an offset. That shard is then ordered
+by element size, widest first, which always aligns; equal sizes keep the model order.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from plait.ops.dtypes import BY_CODE
+from plait.ops.errors import PlanError
+from plait.planner.safetensors_header import MAX_HEADER_BYTES
+from plait.planner.types import Layout, Place, Shard
+
+INDEX_NAME = "model.safetensors.index.json"
+
+_ALIGNMENT = 8  # data starts at a multiple of the widest element
+_ENTRY_BYTES = 128  # of one header entry beside its name and dimensions, generously
+_DIMENSION_BYTES = 22
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    itemsize: int
+
+
+def make_layout(
+    tensors: Sequence[tuple[str, str, tuple[int, ...]]],
+    max_shard_bytes: int = 5_000_000_000,
+    metadata: Mapping[str, str] | None = None,
+) -> Layout:
+    """Place tensors in shards.
+
+    Args:
+        tensors: (name, dtype code, shape) in model order.
+        max_shard_bytes: most bytes of tensors in one file; a larger tensor gets a file of its own.
+        metadata: strings for each header; `{"format": "pt"}`, which transformers asks for, when not given.
+
+    Raises:
+        PlanError: a name comes twice or cannot be written, or the limit is not positive.
+    """
+    if max_shard_bytes < 1:
+        raise PlanError(f"a shard of at most {max_shard_bytes} bytes can hold nothing; give a positive shard size", max_shard_bytes=max_shard_bytes)
+    items = _items(tensors)
+    groups = _split(items, max_shard_bytes)
+    strings = dict(metadata) if metadata is not None else {"format": "pt"}
+    shards: list[Shard] = []
+    places: dict[str, Place] = {}
+    for number, group in enumerate(groups):
+        name = "model.safetensors" if len(groups) == 1 else f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors"
+        ordered = _aligned(group)
+        header = _header(ordered, strings)
+        cursor = len(header)
+        for item in ordered:
+            places[item.name] = Place(number, cursor, item.nbytes)
+            cursor += item.nbytes
+        shards.append(Shard(name, header, cursor))
+    return Layout(tuple(shards), {item.name: places[item.name] for item in items})
+
+
+def index_json(layout: Layout, metadata: Mapping[str, object] | None = None) -> bytes:
+    """The content of `model.safetensors.index.json`: which shard holds which tensor, in model order.
+
+    Args:
+        layout: of the output.
+        metadata: further entries beside `total_size`, the bytes of all tensors.
+    """
+    total = sum(place.nbytes for place in layout.places.values())
+    weight_map = {name: layout.shards[place.shard].name for name, place in layout.places.items()}
+    return _json({"metadata": {"total_size": total, **(metadata or {})}, "weight_map": weight_map}, indent=2) + b"\n"
+
+
+def _items(tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> list[_Item]:
+    items: list[_Item] = []
+    seen: set[str] = set()
+    for name, code, shape in tensors:
+        if name in seen or name == "__metadata__":
+            raise PlanError(f"the output would hold two tensors named {name!r}; rename or drop one", tensor=name)
+        seen.add(name)
+        itemsize = BY_CODE[code].itemsize
+        items.append(_Item(name, code, tuple(shape), math.prod(shape) * itemsize, itemsize))
+    return items
+
+
+def _split(items: Sequence[_Item], max_shard_bytes: int) -> list[list[_Item]]:
+    groups: list[list[_Item]] = [[]]
+    data_bytes = header_bytes = 0
+    for item in items:
+        entry = _ENTRY_BYTES + len(_json(item.name)) + _DIMENSION_BYTES * len(item.shape)
+        full = data_bytes + item.nbytes > max_shard_bytes or header_bytes + entry > MAX_HEADER_BYTES // 2
+        if full and groups[-1]:
+            groups.append([])
+            data_bytes = header_bytes = 0
+        groups[-1].append(item)
+        data_bytes += item.nbytes
+        header_bytes += entry
+    return groups
+
+
+def _aligned(group: Sequence[_Item]) -> list[_Item]:
+    cursor = 0
+    for item in group:
+        if cursor % item.itemsize:
+            return sorted(group, key=lambda i: -i.itemsize)
+        cursor += item.nbytes
+    return list(group)
+
+
+def _header(items: Sequence[_Item], metadata: Mapping[str, str]) -> bytes:
+    """Length prefix and JSON, padded with spaces so that the data behind it is aligned."""
+    entries: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    cursor = 0
+    for item in items:
+        entries[item.name] = {"dtype": item.dtype, "shape": item.shape, "data_offsets": (cursor, cursor + item.nbytes)}
+        cursor += item.nbytes
+    text = _json(entries)
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _json(value: object, indent: int | None = None) -> bytes:
+    return json.dumps(value, ensure_ascii=False, indent=indent, separators=None if indent else (",", ":")).encode()

@@ -1,0 +1,180 @@
+"""The plan: plain data that says what will run, in which order, and what it will need.
+
+A plan is made from headers alone and can be printed, stored as JSON and compared; the engine runs it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+from plait.planner.program import Program
+from plait.planner.types import FileIdentity, Layout, TensorRef
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One output tensor: a program bound to stored tensors.
+
+    Attributes:
+        name: of the output tensor.
+        program: index into `Plan.programs`.
+        inputs: for each slot of the program, the stored tensor.
+        keep_inputs: inputs are read once and stay in memory for all passes.
+        role: embedding, attention, mlp, norm, head or other.
+        layer: layer number, or None.
+        origin: recipe place to name in errors, or an empty string.
+    """
+
+    name: str
+    program: int
+    inputs: tuple[TensorRef, ...]
+    keep_inputs: bool = False
+    role: str = "other"
+    layer: int | None = None
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """A model-wide statistic.
+
+    Attributes:
+        key: identity, as `program.scope_of` gives it.
+        sweep: number of the sweep over the components after which it is complete.
+        numel: elements of all tensors that add to it.
+    """
+
+    key: str
+    sweep: int
+    numel: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the plan will need and move.
+
+    Attributes:
+        peak_bytes: private memory above the import baseline, never exceeded.
+        runtime_bytes: part of it for compiled code, the plan itself and thread stacks.
+        worker_bytes: part of it for each worker's buffers.
+        state_bytes: part of it for what components hold between and beside blocks.
+        peak_task: name of the component that sets the peak.
+        bytes_read: stored bytes read, all passes.
+        bytes_read_extra: more at most, should the digits of order statistics not be foreseen.
+        bytes_written: bytes of output tensors.
+        bytes_copied: part of `bytes_written` that is copied without decoding.
+        passes: largest number of times that any input is read.
+        minimum_bytes: smallest budget that works.
+    """
+
+    peak_bytes: int
+    runtime_bytes: int
+    worker_bytes: int
+    state_bytes: int
+    peak_task: str
+    bytes_read: int
+    bytes_read_extra: int
+    bytes_written: int
+    bytes_copied: int
+    passes: int
+    minimum_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything the engine needs, and everything a person wants to know first.
+
+    Attributes:
+        title: method and steps, such as `ties + magic_wsc`.
+        programs: distinct programs.
+        components: output tensors, in running order.
+        layout: the files of the output.
+        files: the input files with their identities.
+        scopes: model-wide statistics.
+        sweeps: how many times the components are gone through.
+        backend: `numba` or `torch`.
+        device: where whole ops run: `cpu` or `cuda`.
+        on_gpu: programs whose whole ops fit the GPU's budget and run there.
+        workers: worker threads.
+        budget_bytes: the memory budget.
+        prediction: memory and bytes.
+        notes: what the user should know.
+    """
+
+    title: str
+    programs: tuple[Program, ...]
+    components: tuple[Component, ...]
+    layout: Layout
+    files: tuple[FileIdentity, ...]
+    scopes: tuple[Scope, ...]
+    sweeps: int
+    backend: str
+    device: str
+    workers: int
+    budget_bytes: int
+    prediction: Prediction
+    notes: tuple[str, ...] = field(default=())
+    on_gpu: tuple[int, ...] = field(default=())
+
+    def program_of(self, component: Component) -> Program:
+        """The program that a component runs."""
+        return self.programs[component.program]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what decides the output's bits: programs, inputs with their identities, and layout."""
+        digest = blake2b(digest_size=16)
+        for part in (self.programs, self.files):
+            digest.update(repr(part).encode())
+        for c in sorted(self.components, key=lambda c: c.name):
+            digest.update(repr((c.name, c.program, [(r.file, r.name, r.start) for r in c.inputs])).encode())
+        for shard in self.layout.shards:
+            digest.update(shard.header)
+        return digest.hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form; the figures that people and scripts ask for stand at the top level."""
+        p = self.prediction
+        return {
+            "version": VERSION,
+            "title": self.title,
+            "fingerprint": self.fingerprint,
+            "predicted_peak_bytes": p.peak_bytes,
+            "minimum_budget_bytes": p.minimum_bytes,
+            "budget_bytes": self.budget_bytes,
+            "bytes_read": p.bytes_read,
+            "bytes_written": p.bytes_written,
+            "passes": p.passes,
+            "workers": self.workers,
+            "backend": self.backend,
+            "device": self.device,
+            "on_gpu": list(self.on_gpu),
+            "prediction": asdict(p),
+            "sweeps": self.sweeps,
+            "scopes": [asdict(s) for s in self.scopes],
+            "notes": list(self.notes),
+            "programs": [asdict(q) for q in self.programs],
+            "components": [
+                {
+                    "name": c.name,
+                    "program": c.program,
+                    "keep_inputs": c.keep_inputs,
+                    "role": c.role,
+                    "layer": c.layer,
+                    "inputs": [{"file": r.file, "name": r.name, "dtype": r.dtype, "start": r.start, "nbytes": r.nbytes} for r in c.inputs],
+                    "output": asdict(self.layout.places[c.name]),
+                }
+                for c in self.components
+            ],
+            "shards": [{"name": s.name, "bytes": s.size} for s in self.layout.shards],
+            "files": [asdict(f) for f in self.files],
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as text."""
+        return json.dumps(self.to_dict(), indent=1)

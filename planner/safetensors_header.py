@@ -1,0 +1,296 @@
+"""Read the header of one safetensors file, and only that; trust nothing in it.
+
+A safetensors file is an 8-byte little-endian length, a JSON object of that length, and the data:
+
+    {"name": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}, ..., "__metadata__": {"k": "v"}}
+
+Offsets count from the end of the header. The data must be covered exactly: no holes, no overlaps,
+nothing after the last tensor. Everything else is refused in one sentence that names the file and,
+where there is one, the tensor. Time and memory are bounded by the length of the header, which is
+itself bounded by the file's size and by `MAX_HEADER_BYTES`.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import math
+import os
+import stat
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn
+
+from plait.ops.dtypes import BY_CODE
+from plait.ops.errors import CheckpointError
+from plait.planner.types import FileIdentity
+
+#: The limit of the reference implementation.
+MAX_HEADER_BYTES = 100_000_000
+MAX_NAME_CHARACTERS = 1024
+MAX_DIMENSIONS = 64
+
+_MAX_INT64 = 2**63 - 1
+_MAX_DIGITS = 19  # of 2**63
+_DIGITS_TO_ZERO = bytes(ord("0") if chr(byte).isdigit() and byte < 128 else byte for byte in range(256))
+_PACKED = {"F4", "F6_E2M3", "F6_E3M2", "I4", "U4"}
+_KEYS = {"dtype", "shape", "data_offsets"}
+_DOWNLOAD = "download or copy it again"
+
+
+class Entry(NamedTuple):
+    """Where one tensor lies: dtype code, shape, absolute byte offset in the file and length in bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The checked header of one file.
+
+    Attributes:
+        entries: tensors by name, in the order of their offsets.
+        identity: what tells this version of the file from another.
+        metadata: the `__metadata__` strings.
+    """
+
+    entries: dict[str, Entry]
+    identity: FileIdentity
+    metadata: dict[str, str]
+
+
+class _Malformed(ValueError):
+    """Why the JSON was refused, raised out of its hooks."""
+
+
+def size_text(count: int) -> str:
+    """A number of bytes for people: `999 bytes`, `12.0 MB`, `140.2 GB` (decimal units)."""
+    if count < 1000:
+        return f"{count} bytes"
+    value = float(count)
+    for unit in ("kB", "MB", "GB", "TB"):
+        value /= 1000
+        if value < 999.95 or unit == "TB":
+            break
+    return f"{value:.1f} {unit}"
+
+
+def shown(name: object, limit: int = 120) -> str:
+    """A name from a file, quoted, escaped and cut so that it is safe to print."""
+    text = name if isinstance(name, str) else repr(name)
+    return ascii(text) if len(text) <= limit else f"{text[:limit]!a}... ({len(text)} characters)"
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Read and check the header of a safetensors file; no tensor data is read.
+
+    Args:
+        path: the file; the identity keeps its absolute path.
+
+    Raises:
+        CheckpointError: the file is absent, truncated, damaged or not safetensors.
+    """
+    file = os.path.abspath(path)
+    raw, status = _raw_header(file)
+    with _collector_paused():
+        entries, metadata = _parse(file, raw)
+    data_start = 8 + len(raw)
+    _check_coverage(file, entries, data_start, status.st_size)
+    digest = hashlib.blake2b(raw, digest_size=16).hexdigest()
+    return Header(entries, FileIdentity(file, status.st_size, status.st_mtime_ns, digest), metadata)
+
+
+def open_regular(file: str) -> tuple[int, os.stat_result]:
+    """Open a regular file for reading without ever blocking (a FIFO would); the caller closes it."""
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        _refuse(file, "there is no such file; check the path")
+    except OSError as error:
+        _refuse(file, f"cannot be opened ({error.strerror}); check the file and its permissions")
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        _refuse(file, "is not a regular file; give a .safetensors file or a model folder")
+    return fd, status
+
+
+def _raw_header(file: str) -> tuple[bytes, os.stat_result]:
+    fd, status = open_regular(file)
+    try:
+        prefix = _pread(file, fd, 8, 0)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, status.st_size - 8):
+            _refuse_length(file, fd, length, status.st_size)
+        raw = _pread(file, fd, length, 8)
+    finally:
+        os.close(fd)
+    if len(raw) < length:
+        _refuse(file, f"ended at byte {8 + len(raw)} while its header was read; {_DOWNLOAD}")
+    return raw, status
+
+
+def _pread(file: str, fd: int, count: int, offset: int) -> bytes:
+    parts: list[bytes] = []
+    while count:
+        try:
+            part = os.pread(fd, count, offset)
+        except OSError as error:
+            _refuse(file, f"cannot be read ({error.strerror}); check the disk, or {_DOWNLOAD}")
+        if not part:
+            break
+        parts.append(part)
+        count -= len(part)
+        offset += len(part)
+    return b"".join(parts)
+
+
+def _refuse_length(file: str, fd: int, length: int, size: int) -> NoReturn:
+    """Say why the first eight bytes cannot be a header length; the usual mistakes have a sentence of their own."""
+    start = _pread(file, fd, 48, 0)
+    if start.startswith(b"version https://git-lfs"):
+        _refuse(file, "is a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
+    if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+        _refuse(file, "is a PyTorch pickle under a safetensors name; save the model again as safetensors")
+    if size < 8:
+        _refuse(file, f"is truncated: {size} bytes cannot hold a safetensors header; {_DOWNLOAD}", size=size)
+    if length > MAX_HEADER_BYTES:
+        _refuse(file, f"is not safetensors or is damaged: it claims a header of {length} bytes (the limit is {MAX_HEADER_BYTES}); {_DOWNLOAD}", length=length)
+    _refuse(file, f"is truncated: its header alone would take {size_text(length)} and the file holds {size_text(size)}; {_DOWNLOAD}", length=length, size=size)
+
+
+def _refuse(file: str, why: str, tensor: str | None = None, **facts: object) -> NoReturn:
+    raise CheckpointError(f"{file}: tensor {shown(tensor)} {why}" if tensor is not None else f"{file} {why}", path=file, tensor=tensor, **facts)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No garbage collection while many small objects without cycles are made; it would take a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Any:
+    """A JSON object; a tensor's description shrinks to a tuple at once, which keeps huge headers small in memory."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise _Malformed(f"names {shown(twice)} twice")
+    if made.keys() == _KEYS:
+        return made["dtype"], made["shape"], made["data_offsets"]
+    return made
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise _Malformed(f"holds the number {text[:_MAX_DIGITS]}..., which overflows 64 bits")
+    return int(text)
+
+
+def _no_float(text: str) -> NoReturn:
+    raise _Malformed(f"holds {shown(text)} where only whole numbers belong")
+
+
+def _parse(file: str, raw: bytes) -> tuple[dict[str, Entry], dict[str, str]]:
+    # A genuine entry takes at least 45 bytes for its 3 brackets and a few commas. Text far denser than
+    # that is an attempt to make small JSON into large objects: refused before it is parsed.
+    if raw.count(b"[") + raw.count(b"{") > len(raw) // 8 + 8 or raw.count(b",") > len(raw) // 3 + 64:
+        _refuse(file, f"is damaged: its header is not a list of tensors; {_DOWNLOAD}")
+    try:
+        # Checking every number in Python is slow: only where the text has one too long for 64 bits.
+        parse_int = _integer if b"0" * (_MAX_DIGITS + 1) in raw.translate(_DIGITS_TO_ZERO) else None
+        top = json.loads(raw.decode("utf-8"), object_pairs_hook=_object, parse_int=parse_int, parse_float=_no_float, parse_constant=_no_float)
+    except UnicodeDecodeError as error:
+        _refuse(file, f"is damaged: its header is not UTF-8 at byte {8 + error.start}; {_DOWNLOAD}")
+    except _Malformed as error:
+        _refuse(file, f"is damaged: its header {error}; {_DOWNLOAD}")
+    except RecursionError:
+        _refuse(file, f"is damaged: its header is nested too deeply; {_DOWNLOAD}")
+    except ValueError as error:
+        _refuse(file, f"is damaged: its header is not valid JSON ({error}); {_DOWNLOAD}")
+    if not isinstance(top, dict):
+        _refuse(file, f"is damaged: its header is not a JSON object; {_DOWNLOAD}")
+    metadata = _metadata(file, top.pop("__metadata__", None))
+    data_start = 8 + len(raw)
+    _check_names(file, top)
+    entries = {name: _entry(file, name, value, data_start) for name, value in top.items()}
+    order = sorted(entries, key=lambda name: entries[name][2:])
+    return {name: entries[name] for name in order}, metadata
+
+
+def _metadata(file: str, value: object) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(type(text) is str for text in value.values()):
+        _refuse(file, f"is damaged: `__metadata__` in its header is not a map of strings; {_DOWNLOAD}")
+    return value
+
+
+def _check_names(file: str, names: Collection[str]) -> None:
+    """Refuse names that could climb a path, disturb a terminal, or are no names."""
+    joined = "".join(names)
+    plain = joined.isprintable() and "/" not in joined and "\\" not in joined and ".." not in joined
+    if plain and "" not in names and max(map(len, names), default=0) <= MAX_NAME_CHARACTERS:
+        return  # none can be bad: the check of each is slow where there are many
+    for name in names:
+        if not name.isprintable() or not name or len(name) > MAX_NAME_CHARACTERS or name[0] in "/\\" or ".." in name.replace("\\", "/").split("/"):
+            _refuse(file, "has a name with control characters, a climbing path, or no sensible length; the file is damaged or hostile: do not use it", name)
+
+
+def _entry(file: str, name: str, value: object, data_start: int) -> Entry:
+    # Called once a tensor, up to a million times: loops rather than generators.
+    if type(value) is not tuple:
+        _refuse(file, f"is not described by exactly dtype, shape and data_offsets; {_DOWNLOAD}", name)
+    code, shape, offsets = value
+    dtype = BY_CODE.get(code) if type(code) is str else None
+    if dtype is None:
+        kind = "packed below a byte" if type(code) is str and code in _PACKED else "which plait does not know"
+        _refuse(file, f"has dtype {shown(code)}, {kind}; use a checkpoint in one of {', '.join(BY_CODE)}", name, dtype=code)
+    sound = type(shape) is list and type(offsets) is list and len(offsets) == 2 and len(shape) <= MAX_DIMENSIONS
+    if sound:
+        for number in (*shape, *offsets):
+            if type(number) is not int or number < 0:
+                sound = False
+    if not sound:
+        _refuse(file, f"has a shape or offsets that are not lists of whole numbers from 0; {_DOWNLOAD}", name)
+    begin, end = offsets
+    nbytes = math.prod(shape) * dtype.bits // 8
+    if nbytes > _MAX_INT64 or end > _MAX_INT64 or (not nbytes and max(shape) > _MAX_INT64):
+        _refuse(file, f"overflows: shape {shown(str(shape))} in {dtype.code} does not fit 64 bits; {_DOWNLOAD}", name)
+    if end - begin != nbytes:
+        _refuse(file, f"takes {end - begin} bytes but shape {shape} in {dtype.code} needs {nbytes}; {_DOWNLOAD}", name, needed=nbytes, found=end - begin)
+    return Entry(dtype.code, tuple(shape), data_start + begin, nbytes)
+
+
+def _check_coverage(file: str, entries: dict[str, Entry], data_start: int, size: int) -> None:
+    """Tensors follow each other without holes or overlaps and end exactly where the file ends."""
+    cursor = data_start
+    previous = None
+    for name, entry in entries.items():
+        if entry.start != cursor:
+            where = f"after {shown(previous)}" if previous is not None else "at the start of the data"
+            what = f"overlaps {shown(previous)}" if entry.start < cursor else f"leaves a hole of {entry.start - cursor} bytes {where}"
+            _refuse(file, f"{what}; {_DOWNLOAD}", name)
+        cursor = entry.start + entry.nbytes
+        previous = name
+    if cursor > size:
+        cut = _first_cut(entries.items(), size)
+        why = f"it holds {size_text(size)} of the {size_text(cursor)} its header promises ({cursor - size} bytes are missing, from tensor {shown(cut)} on)"
+        raise CheckpointError(f"{file} is truncated: {why}; {_DOWNLOAD}", path=file, tensor=cut, needed=cursor, found=size)
+    if cursor < size:
+        _refuse(file, f"holds {size - cursor} bytes after its last tensor; {_DOWNLOAD}", needed=cursor, found=size)
+
+
+def _first_cut(items: Iterable[tuple[str, Entry]], size: int) -> str:
+    return next(name for name, entry in items if entry.start + entry.nbytes > size)

@@ -1,0 +1,286 @@
+"""Order, residency and the memory prediction: from specs to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from plait.ops.errors import BudgetTooSmall, PlanError
+from plait.planner.blocks import stage_buffers
+from plait.planner.cost import WORKSPACE, component_bytes, input_bytes, output_bytes, recounts, stage_read_bytes, tensor_bytes
+from plait.planner.expressions import OutputSpec, compile_specs, used_inputs
+from plait.planner.plan import Component, Plan, Prediction, Scope
+from plait.planner.program import Program, scope_of
+from plait.planner.types import FileIdentity, Layout
+
+MIB = 1 << 20
+#: Private memory of a running merge that no block or tensor accounts for, measured: compiled kernels, thread stacks, the plan.
+RUNTIME_BYTES = 48 * MIB
+_PER_COMPONENT = 6 * 1024
+#: Components are opened no further than this many times the number of workers beyond the oldest open one.
+WINDOW = 2
+#: Inputs are kept for later passes when they take no more than this part of what the budget leaves.
+_KEEP_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a plan may use.
+
+    Attributes:
+        memory_bytes: the budget for private memory.
+        workers: most worker threads.
+        backend: `numba` or `torch`.
+        device: `cpu` or `cuda`.
+        gpu_memory_bytes: the budget on the GPU, when `device` is `cuda`.
+    """
+
+    memory_bytes: int
+    workers: int
+    backend: str = "numba"
+    device: str = "cpu"
+    gpu_memory_bytes: int = 0
+
+
+def make_plan(
+    title: str, specs: Sequence[OutputSpec], layout: Layout, files: Sequence[FileIdentity], resources: Resources, notes: Sequence[str] = ()
+) -> Plan:
+    """Plan the outputs inside the given resources.
+
+    Raises:
+        PlanError: a method refuses its inputs.
+        BudgetTooSmall: not even one worker fits; names the task that needs most.
+    """
+    programs, numbers = compile_specs(specs)
+    components = [Component(s.name, n, s.leaves, False, s.role, s.layer, s.origin) for s, n in zip(specs, numbers, strict=True)]
+    components.sort(key=lambda c: _first_read(programs[c.program], c, files_order(files)))
+    scopes, sweeps = _scopes(programs, components)
+    memory = _fit(programs, components, resources)
+    components = [_with_inputs_kept(c, programs[c.program], memory.keep_limit) for c in components]
+    prediction = _predict(programs, components, memory)
+    on_gpu, gpu_notes = _gpu_programs(programs, resources)
+    return Plan(
+        title,
+        tuple(programs),
+        tuple(components),
+        layout,
+        tuple(files),
+        scopes,
+        sweeps,
+        resources.backend,
+        resources.device if on_gpu else "cpu",
+        memory.workers,
+        resources.memory_bytes,
+        prediction,
+        (*notes, *gpu_notes),
+        on_gpu,
+    )
+
+
+def _gpu_programs(programs: Sequence[Program], resources: Resources) -> tuple[tuple[int, ...], list[str]]:
+    """Programs whose whole ops fit the GPU, and a word on those that do not."""
+    if resources.device != "cuda":
+        return (), []
+    wholes = {n: [p.nodes[w] for s in p.stages for w in s.wholes if p.nodes[w].op != "hold"] for n, p in enumerate(programs)}
+    needs = {n: max(2 * tensor_bytes(w) + WORKSPACE[w.op](w) for w in ws) for n, ws in wholes.items() if ws}
+    fits = tuple(n for n, need in needs.items() if need <= resources.gpu_memory_bytes)
+    large = [n for n in needs if n not in fits]
+    notes = []
+    if large:
+        worst = max(large, key=lambda n: needs[n])
+        notes.append(
+            f"{len(large)} kinds of matrix run on the CPU: {list(programs[worst].shape)} needs {size(needs[worst])} on the GPU and --gpu-memory allows {size(resources.gpu_memory_bytes)}"
+        )
+    return fits, notes
+
+
+def files_order(files: Sequence[FileIdentity]) -> dict[str, int]:
+    """Position of each file, so that reading follows the files."""
+    return {f.path: i for i, f in enumerate(files)}
+
+
+def _first_read(program: Program, component: Component, order: dict[str, int]) -> tuple[int, int]:
+    used = used_inputs(program, component.inputs) or component.inputs
+    return min((order.get(ref.file, 0), ref.start) for ref in used)
+
+
+# -- model-wide statistics -----------------------------------------------------------------------
+def _scopes(programs: Sequence[Program], components: Sequence[Component]) -> tuple[tuple[Scope, ...], int]:
+    """When each model-wide statistic is complete: after the sweep in which its last contributor adds to it.
+
+    Raises:
+        PlanError: one statistic is asked for with different parameters in different tensors.
+    """
+    after: dict[str, int] = {}
+    changed = True
+    while changed:
+        changed = False
+        for program in programs:
+            for stage, sweep in zip(program.stages, stage_sweeps(program, after), strict=True):
+                for key in stage.scopes:
+                    if after.get(key, -1) < sweep:
+                        after[key] = sweep
+                        changed = True
+    _check_scopes(after)
+    if after and any(stage.wholes for program in programs for stage in program.stages):
+        raise PlanError("a model-wide statistic and an op on whole tensors cannot stand in one merge: write the inner merge out first, or set scope: tensor")
+    numel = dict.fromkeys(after, 0)
+    for component in components:
+        program = programs[component.program]
+        for key in {key for stage in program.stages for key in stage.scopes}:
+            numel[key] += program.numel
+    sweeps = 1 + max((max(stage_sweeps(p, after), default=0) for p in programs), default=0)
+    return tuple(Scope(k, s, numel[k]) for k, s in sorted(after.items(), key=lambda i: (i[1], i[0]))), sweeps
+
+
+def stage_sweeps(program: Program, after: dict[str, int]) -> list[int]:
+    """The sweep in which each stage runs: later than every statistic it waits for."""
+    sweeps: list[int] = []
+    for stage in program.stages:
+        earliest = max((after[key] + 1 for key in stage.waits if key in after), default=0)
+        sweeps.append(max(earliest, sweeps[-1] if sweeps else 0))
+    return sweeps
+
+
+def _check_scopes(after: dict[str, int]) -> None:
+    by_model: dict[str, set[str]] = {}
+    for key in after:
+        op, *values = key.split("|")
+        if op == "kth_magnitude":
+            density, scope, _ties = values
+            by_model.setdefault(scope, set()).add(density)
+    for scope, densities in by_model.items():
+        if len(densities) > 1:
+            raise PlanError(
+                f"one threshold for the whole of {scope} needs one density, but {', '.join(sorted(densities))} are asked of its tensors: give a single density, or set scope: tensor",
+                model=scope,
+            )
+
+
+# -- memory --------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    workers: int
+    runtime: int
+    per_worker: int
+    state_limit: int
+    keep_limit: int
+    minimum: int
+    peak_task: str
+
+
+def worker_bytes(program: Program) -> int:
+    """Buffers that one worker needs for any stage of a program."""
+    return max((stage_buffers(program, stage).total for stage in program.stages), default=0)
+
+
+def _fit(programs: Sequence[Program], components: Sequence[Component], resources: Resources) -> _Memory:
+    arenas = [worker_bytes(p) for p in programs]
+    states = [component_bytes(p) for p in programs]
+    arena, state = max(arenas, default=0), max(states, default=0)
+    runtime = RUNTIME_BYTES + _PER_COMPONENT * len(components)
+    minimum = runtime + arena + state
+    heaviest = max(range(len(programs)), key=lambda i: (arenas[i] + states[i]), default=0)
+    task = next((c for c in components if c.program == heaviest), None)
+    name = task.name if task else ""
+    if minimum > resources.memory_bytes:
+        raise BudgetTooSmall(_too_small(programs[heaviest], name, arena, state, runtime, minimum, resources.memory_bytes), task=name, needed=minimum, budget=resources.memory_bytes)
+    workers = max(1, min(resources.workers, (resources.memory_bytes - runtime - state) // max(arena, 1)))
+    limit = resources.memory_bytes - runtime - workers * arena
+    return _Memory(workers, runtime, arena, limit, int(limit * _KEEP_SHARE) // workers, minimum, name)
+
+
+def _too_small(program: Program, name: str, arena: int, state: int, runtime: int, minimum: int, budget: int) -> str:
+    what = f"{size(state)} held while {name} {list(program.shape)} is merged, " if state > arena else ""
+    return (
+        f"a budget of {size(budget)} is too small: {name} {list(program.shape)} needs {size(minimum)} "
+        f"({what}{size(arena)} of buffers for one worker, {size(runtime)} for the program itself); give --memory {size_up(minimum)} or more"
+    )
+
+
+def _with_inputs_kept(component: Component, program: Program, limit: int) -> Component:
+    reads = sum(1 + recounts(program, stage) for stage in program.stages if stage.loads)
+    if any(stage.scopes for stage in program.stages):  # memory is not held from one sweep to the next
+        return component
+    if reads < 2 or input_bytes(program) > limit:
+        return component
+    return Component(component.name, component.program, component.inputs, True, component.role, component.layer, component.origin)
+
+
+def state_bytes(program: Program, keep_inputs: bool) -> int:
+    """Bytes that a running component holds beside its workers' buffers."""
+    return component_bytes(program) + (input_bytes(program) + 4096 * len(program.slots) if keep_inputs else 0)
+
+
+def _predict(programs: Sequence[Program], components: Sequence[Component], memory: _Memory) -> Prediction:
+    states = [state_bytes(programs[c.program], c.keep_inputs) for c in components]
+    peak_state, peak_at = _widest_window(states, memory.workers, memory.state_limit)
+    read = extra = written = copied = passes = 0
+    for c in components:
+        p = programs[c.program]
+        written += output_bytes(p)
+        if p.copy is not None:
+            copied += output_bytes(p)
+            read += output_bytes(p)
+            passes = max(passes, 1)
+            continue
+        reads = [stage_read_bytes(p, s) for s in p.stages]
+        read += input_bytes(p) if c.keep_inputs else sum(reads)
+        again = 0 if c.keep_inputs else sum(r for r, s in zip(reads, p.stages, strict=True) if recounts(p, s))
+        model_wide = any(scope_of(p.nodes[i]).startswith("kth") for s in p.stages for i in s.folds)
+        read, extra = (read + again, extra) if model_wide else (read, extra + again)
+        passes = max(passes, 1 if c.keep_inputs else sum(1 for s in p.stages if s.loads) + (1 if again and model_wide else 0))
+    name = components[peak_at].name if components and peak_state > memory.per_worker else memory.peak_task
+    peak = memory.runtime + memory.workers * memory.per_worker + peak_state
+    return Prediction(peak, memory.runtime, memory.per_worker, peak_state, name, read, extra, written, copied, passes, memory.minimum)
+
+
+def _widest_window(states: Sequence[int], workers: int, limit: int) -> tuple[int, int]:
+    """Most that the open components hold together, and the heaviest of them.
+
+    The engine opens components in order, at most `workers` at a time, none further than `WINDOW * workers` from the oldest
+    open one, and only within `limit`.
+    """
+    best, at = 0, 0
+    reach = WINDOW * workers
+    for first in range(0, len(states)):
+        if states[first] == 0:
+            continue
+        near = sorted(range(first, min(first + reach, len(states))), key=lambda j: -states[j])[:workers]
+        held = sum(states[j] for j in near)
+        if held > best:
+            best, at = held, near[0]
+    return min(best, max(limit, max(states, default=0))), at
+
+
+# -- sizes as text -------------------------------------------------------------------------------
+def size(nbytes: float) -> str:
+    """Bytes for people: `512 MiB`, `1.5 GiB`."""
+    for unit, scale in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if nbytes >= scale:
+            value = nbytes / scale
+            return f"{value:.0f} {unit}" if value >= 100 or value == int(value) else f"{value:.1f} {unit}"
+    return f"{int(nbytes)} B"
+
+
+def size_up(nbytes: int) -> str:
+    """The next whole MiB, as `--memory` takes it."""
+    return f"{-(-nbytes // MIB)}MiB"
+
+
+def parse_size(text: Any) -> int:
+    """Bytes that a text such as `4GiB`, `512MB` or `1.5g` means.
+
+    Raises:
+        ValueError: not a size.
+    """
+    import re
+
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)\s*", str(text).lower())
+    if not match:
+        raise ValueError(f"{text!r} is not a size; write for example 512MiB or 4GiB")
+    number, unit, binary, b = match.groups()
+    power = " kmgt".index(unit) if unit else 0
+    base = 1024 if binary or not b else 1000
+    return int(float(number) * base**power)

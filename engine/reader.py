@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from types import TracebackType
 
 import numpy as np
+
 from plait.ops.errors import CheckpointError
 from plait.planner.safetensors_header import open_regular
 from plait.planner.types import FileIdentity

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Protocol
 
 import numpy as np
+
 from plait.engine.publish import (
     DestinationLock,
     check_destination,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from plait.ops.errors import CheckpointError, PlanError
 from plait.planner.checkpoint import check_inside
 from plait.planner.types import Checkpoint, SideFile

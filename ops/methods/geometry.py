@@ -57,10 +57,10 @@ def slerp(t_in: MergeInputs, *, t: float) -> LazyTensor:
     kinds=("fold", "rows", "map"),
     params=(
         Param("filter_wise", bool, "One ratio for each output row instead of one a tensor.", default=False),
-        Param("clamp", bool, "Keep the mean cosine within 0 and 1; false extrapolates on opposed experts, as mergekit does.", default=True),
+        Param("clamp", bool, "Keep the mean cosine within 0 and 1, so that opposed experts give the base; without it they extrapolate, as in mergekit.", default=False),
     ),
 )
-def model_stock(t: MergeInputs, *, filter_wise: bool = False, clamp: bool = True) -> LazyTensor:
+def model_stock(t: MergeInputs, *, filter_wise: bool = False, clamp: bool = False) -> LazyTensor:
     """Pull the experts' mean towards the base by the angle between their task vectors.
 
     theta = r mean(theta_i) + (1-r) theta_0 with r = K c / (1 + (K-1) c), c the mean pairwise cosine of the K task vectors.

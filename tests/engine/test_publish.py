@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
+
 from plait.engine import publish
 from plait.engine.writer import OutputFolder
 from plait.ops.errors import CheckpointError, OutputError
 from plait.planner.checkpoint import open_checkpoint
 from plait.planner.layout import make_layout
 from plait.planner.types import Layout, SideFile
-from safetensors.numpy import load_file
 
 
 def sharded() -> Layout:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
+
 from plait.engine.reader import Reader
 from plait.ops.errors import CheckpointError
 from plait.planner.safetensors_header import read_header
 from plait.planner.types import FileIdentity
-from safetensors.numpy import save_file
 
 
 @pytest.fixture

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
 from plait.engine import writer
 from plait.engine.writer import OutputFolder
 from plait.ops.errors import CheckpointError, OutputError
 from plait.planner.checkpoint import open_checkpoint
 from plait.planner.layout import make_layout
 from plait.planner.types import Layout, SideFile
-from safetensors.numpy import load_file, save_file
 
 
 def fill(out: OutputFolder, layout: Layout, data: dict[str, bytes], chunk: int = 1 << 16) -> None:

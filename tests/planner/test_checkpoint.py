@@ -14,10 +14,11 @@ import pytest
 import safetensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save, save_file
+
 from plait.ops.errors import CheckpointError
 from plait.planner.checkpoint import open_checkpoint, resolve_model
 from plait.planner.safetensors_header import read_header
-from safetensors.numpy import save, save_file
 
 
 def arrays(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save_file
+
 from plait.planner.checkpoint import open_checkpoint
 from plait.planner.inspect import summarise
-from safetensors.numpy import save_file
 
 
 def test_summary_of_a_stored_model(tmp_path: Path) -> None:

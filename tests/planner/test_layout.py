@@ -12,6 +12,7 @@ import safetensors
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from plait.ops.dtypes import BY_CODE
 from plait.ops.errors import CheckpointError, PlanError
 from plait.planner.checkpoint import open_checkpoint

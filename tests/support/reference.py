@@ -188,11 +188,13 @@ def _trim(delta: F64, density: float, dtype: str) -> tuple[F64, Bits]:
         return delta, np.zeros(delta.shape, bool)
     size = np.abs(delta)
     keep = max(1, int(density * delta.size))
-    order = np.sort(size, axis=None)[::-1]
-    last, next_ = order[keep - 1], order[keep]
+    order = np.argsort(-size, axis=None, kind="stable")
+    last, next_ = size.flat[order[keep - 1]], size.flat[order[keep]]
+    kept = np.zeros(delta.size, bool)
+    kept[order[:keep]] = True  # exactly so many: of equal ones the first, as they decide the L1 norm
     slack = {"F32": 2.0**-22, "BF16": 2.0**-8, "F16": 2.0**-11}[dtype] * last
     doubt = (np.abs(size - last) <= slack) | (np.abs(size - next_) <= slack)
-    return np.where(size >= last, delta, 0.0), doubt if last - next_ <= slack else np.zeros(delta.shape, bool)
+    return np.where(kept.reshape(delta.shape), delta, 0.0), doubt if last - next_ <= slack else np.zeros(delta.shape, bool)
 
 
 _METHODS: dict[str, Callable[[Task], Result]] = {

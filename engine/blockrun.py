@@ -13,7 +13,7 @@ from plait.planner.blocks import CHUNK, COARSE, FINE, RANK_COUNTS
 from plait.planner.program import Program, Stage
 
 Array = npt.NDArray[Any]
-RAW = {"BF16": np.dtype(np.uint16), "F16": np.dtype(np.uint16), "F32": np.dtype(np.float32)}
+RAW: dict[str, np.dtype[Any]] = {"BF16": np.dtype(np.uint16), "F16": np.dtype(np.uint16), "F32": np.dtype(np.float32)}
 
 
 @dataclass(slots=True)
@@ -79,7 +79,8 @@ class Carver:
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         piece = self.buffer[self.used : self.used + nbytes]
         self.used += -(-nbytes // 64) * 64
-        return piece.view(dtype).reshape(shape)
+        carved: Array = piece.view(dtype).reshape(shape)
+        return carved
 
 
 def make_runner(program: Program, stage: Stage, backend: str, kernel: Kernel | None = None, scratch: Array | None = None) -> BlockRunner:
@@ -120,7 +121,12 @@ class CompiledRunner:
             self.fixed += [self.coarse, self.bucket, self.fine]
         if kernel.ranks:
             count, length = len(kernel.ranks), stage.row_length
-            self.fixed += [carve((count, length), np.float32), carve((count, length), np.int32), carve((2, length), np.uint64), carve((RANK_COUNTS,), np.uint32)]
+            self.fixed += [
+                carve((count, length), np.float32),
+                carve((count, length), np.int32),
+                carve((2, length), np.uint64),
+                carve((RANK_COUNTS,), np.uint32),
+            ]
 
     def run(self, data: BlockData) -> BlockResult:
         """Compute one block; the histograms in the result are overwritten by the next call."""

@@ -154,7 +154,7 @@ class _Generator:
                 scratch.setdefault(j, len(scratch))
         self.scratch_rows = max(self.scratch_rows, len(scratch))
         lines = [f"acc[{self.reductions.index(i)}, :] = 0.0" for i in here]
-        lines += ["for c in range(0, row, %d):" % CHUNK, "    m = min(%d, row - c)" % CHUNK, "    p = base + c"]
+        lines += [f"for c in range(0, row, {CHUNK}):", f"    m = min({CHUNK}, row - c)", "    p = base + c"]
         lines += _indent(self._chunk(sweep, scratch, ranked, kept, stores), 1)
         if scratch:
             pads = [f"        F[{k}, j] = float32(0.0)" for k in scratch.values()]

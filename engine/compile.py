@@ -75,7 +75,8 @@ def _import(kernel: Kernel) -> Callable[..., None]:
     elif path.read_text() != kernel.source:
         path.write_text(kernel.source)
     spec = importlib.util.spec_from_file_location(f"plait_kernel_{kernel.key}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # Numba's cached code looks its module up by name
     try:

@@ -32,7 +32,9 @@ _SAMPLE_PIECES, _SAMPLE_PIECE = 32, 2048
 class Pass(Protocol):
     """Work that the executor spreads over its workers."""
 
-    units: int
+    @property
+    def units(self) -> int:
+        """How many units there are."""
 
     def run(self, worker: Worker, unit: int) -> None:
         """Do one unit."""
@@ -49,6 +51,7 @@ class CopyPass:
 
     @property
     def units(self) -> int:
+        """Pieces of 64 MiB."""
         return -(-self.source.nbytes // _COPY_UNIT)
 
     def run(self, worker: Worker, unit: int) -> None:
@@ -214,10 +217,12 @@ class ComponentRun:
         ref = self.ref(load)
         dtype = RAW[ref.dtype]
         if load in self.raw:
-            return self.raw[load][first * dtype.itemsize : (first + n) * dtype.itemsize].view(dtype)
+            held: Array = self.raw[load][first * dtype.itemsize : (first + n) * dtype.itemsize].view(dtype)
+            return held
         buffer = worker.inputs[load][: n * dtype.itemsize]
         self.host.reader.read_into(ref.file, ref.start + first * dtype.itemsize, buffer)
-        return buffer.view(dtype)
+        read: Array = buffer.view(dtype)
+        return read
 
 
 class BlockPass:
@@ -252,7 +257,7 @@ class BlockPass:
         done = 0 if owner.raw else sum(array.nbytes for array in data.inputs)
         if out is not None and not self.fine_only:
             place = host.plan.layout.places[owner.component.name]
-            host.sink.write(place.shard, place.offset + first * out.itemsize, memoryview(out.view(np.uint8)))
+            host.sink.write(place.shard, place.offset + first * out.itemsize, out.view(np.uint8))
             done += out.nbytes
         host.progress(0 if self.fine_only else done)
 

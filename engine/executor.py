@@ -13,10 +13,11 @@ The worker that finishes the last unit of a pass runs the component on to its ne
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+
+import numpy as np
 
 from plait.engine.codegen import Kernel
 from plait.engine.component import ComponentRun, Pass
@@ -28,7 +29,7 @@ from plait.engine.worker import Host, Worker
 from plait.engine.writer import Sink
 from plait.ops.errors import KernelError, PlaitError
 from plait.planner.plan import Component, Plan
-from plait.planner.program import scope_of
+from plait.planner.program import Stage, scope_of
 from plait.planner.schedule import WINDOW, stage_sweeps, state_bytes
 
 
@@ -204,8 +205,6 @@ def _finish_scopes(run: _Run, sweep: int) -> None:
 
 def _limits(run: _Run, key: str) -> dict[str, object]:
     """For each tensor the threshold's bits and the index from which ties are dropped, in canonical order of names."""
-    import numpy as np
-
     statistic = run.host.statistics[key]
     threshold: Threshold = statistic.threshold()
     values: dict[str, object] = {"": np.array([float(threshold.key), NO_LIMIT])}
@@ -228,12 +227,7 @@ def _limits(run: _Run, key: str) -> dict[str, object]:
     return values
 
 
-def _count_ties(component_run: ComponentRun, worker: Worker, stage: object, fold: int, threshold: Threshold) -> int:
-    import numpy as np
-
-    from plait.planner.program import Stage
-
-    assert isinstance(stage, Stage)
+def _count_ties(component_run: ComponentRun, worker: Worker, stage: Stage, fold: int, threshold: Threshold) -> int:
     x = component_run.program.nodes[fold].inputs[0]
     total = 0
     for _, first, n in component_run.blocks(stage):
@@ -242,14 +236,9 @@ def _count_ties(component_run: ComponentRun, worker: Worker, stage: object, fold
     return total
 
 
-def _stage_of(component_run: ComponentRun, key: str) -> tuple[object, int]:
+def _stage_of(component_run: ComponentRun, key: str) -> tuple[Stage, int]:
     for stage in component_run.program.stages:
         for i in stage.folds:
             if scope_of(component_run.program.nodes[i]) == key:
                 return stage, i
     raise KernelError(f"{component_run.component.name} does not add to {key}; please report this")
-
-
-def timed() -> float:
-    """Seconds of a clock that only goes forward."""
-    return time.perf_counter()

@@ -43,6 +43,7 @@ class Threshold:
 
     @property
     def all_ties(self) -> bool:
+        """Whether every element equal to the threshold is kept."""
         return self.quota >= self.equal
 
 
@@ -121,7 +122,9 @@ def foresee(sample: npt.NDArray[np.float32], density: str) -> int:
     return int(np.partition(keys, place)[place] >> 16)
 
 
-def tie_limit(threshold: Threshold, before: int, blocks: list[tuple[Any, int, int]], equal_in: Callable[[Any], int], nth_in: Callable[[Any, int], int]) -> float:
+def tie_limit(
+    threshold: Threshold, before: int, blocks: list[tuple[Any, int, int]], equal_in: Callable[[Any], int], nth_in: Callable[[Any, int], int]
+) -> float:
     """Flat index in a tensor from which ties are no longer kept.
 
     Args:

@@ -39,9 +39,11 @@ def _polar(x: Any, params: dict[str, Any], device: str) -> tuple[Any, list[float
 
     source = torch.from_numpy(x)
     try:
-        factor, rank = polar(source, rank_policy=str(params["rank_policy"]), device=device)
+        factor, rank = polar(source, rank_policy="full" if params["rank_policy"] == "full" else "numerical", device=device)
     except torch.OutOfMemoryError as error:
-        raise KernelError(f"the GPU ran out of memory in a polar factor of {list(x.shape)}: {error}; run with --device cpu or a smaller model", shape=x.shape) from error
+        raise KernelError(
+            f"the GPU ran out of memory in a polar factor of {list(x.shape)}: {error}; run with --device cpu or a smaller model", shape=x.shape
+        ) from error
     result = factor.to("cpu").contiguous().numpy().reshape(-1)
     return result, [float(rank), _inner(result, x.reshape(-1))]
 

@@ -50,6 +50,7 @@ class Param:
 
     @property
     def keyword(self) -> str:
+        """Its name in Python."""
         return self.python or self.name
 
     def check(self, value: Any) -> Any:
@@ -71,7 +72,7 @@ class Param:
         if not isinstance(value, self.type):
             raise ValueError(f"{self.name} must be {_ARTICLE[self.type]}, not {value!r}")
         if self.choices and value not in self.choices:
-            raise ValueError(f"{self.name} must be one of {', '.join(self.choices)}, not {value!r}{nearest(value, self.choices)}")
+            raise ValueError(f"{self.name} must be one of {', '.join(self.choices)}, not {value!r}{nearest(str(value), self.choices)}")
         return value
 
     def _number(self, value: Any) -> float | int:
@@ -88,9 +89,11 @@ class Param:
             raise ValueError(f"{self.name} must be a whole number, not {value!r}")
         low, high = self.low, self.high
         if (low is not None and value < low) or (high is not None and value > high):
-            bounds = f"between {low:g} and {high:g}" if low is not None and high is not None else f"at least {low:g}" if low is not None else f"at most {high:g}"
+            bounds = (
+                f"between {low:g} and {high:g}" if low is not None and high is not None else f"at least {low:g}" if low is not None else f"at most {high:g}"
+            )
             raise ValueError(f"{self.name} must be {bounds}, not {value:g}")
-        return self.type(value)
+        return int(value) if self.type is int else float(value)
 
 
 _ARTICLE = {bool: "true or false", str: "a word"}

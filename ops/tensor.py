@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import weakref
 from hashlib import blake2b
-from typing import Any, Literal, Union
+from typing import Any, Literal, TypeAlias
 
 from plait.ops.op import CONST, LOAD, OPS, Op
 
 Space = Literal["tensor", "row", "small"]
-Scalar = Union[float, int]
-Operand = Union["LazyTensor", float, int]
+Scalar = float | int
+Operand: TypeAlias = "LazyTensor | float | int"
 
 
 class LazyTensor:

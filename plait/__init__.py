@@ -1,10 +1,10 @@
 """plait merges neural-network checkpoints that do not fit in memory.
 
-    import plait
-    base, math, code = map(plait.open, ("base", "math", "code"))
-    merged = plait.methods.ties(base=base, experts=[math, code], density=0.2, lam=1.0)
-    print(merged.explain(memory="4GiB"))
-    plait.write(merged, "out", memory="4GiB")
+import plait
+base, math, code = map(plait.open, ("base", "math", "code"))
+merged = plait.methods.ties(base=base, experts=[math, code], density=0.2, lam=1.0)
+print(merged.explain(memory="4GiB"))
+plait.write(merged, "out", memory="4GiB")
 """
 
 from pathlib import Path as _Path

@@ -87,7 +87,9 @@ def plan_model(model: Model, options: Options | None = None, *, memory: str | in
     return _plan_model(model, _options(options, memory), dtype)[0]
 
 
-def write(model: Model, out: str | Path, options: Options | None = None, *, memory: str | int | None = None, dtype: str | None = None, events: Events | None = None) -> Report:
+def write(
+    model: Model, out: str | Path, options: Options | None = None, *, memory: str | int | None = None, dtype: str | None = None, events: Events | None = None
+) -> Report:
     """Compute a model expression and write it as a checkpoint folder.
 
     Args:
@@ -174,7 +176,9 @@ def _checkpoints(model: Model) -> tuple[Checkpoint, ...]:
     return tuple(found.values())
 
 
-def _make(title: str, specs: Sequence[OutputSpec], shapes: dict[str, tuple[int, ...]], checkpoints: Sequence[Checkpoint], options: Options, notes: Sequence[str]) -> Plan:
+def _make(
+    title: str, specs: Sequence[OutputSpec], shapes: dict[str, tuple[int, ...]], checkpoints: Sequence[Checkpoint], options: Options, notes: Sequence[str]
+) -> Plan:
     layout = make_layout([(s.name, s.dtype, shapes[s.name]) for s in specs], _size(options.shard_size, "shard size"))
     files = [f for c in checkpoints for f in c.files]
     resources, more = resolve(options)

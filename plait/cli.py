@@ -86,9 +86,17 @@ def _machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--memory", "-m", metavar="SIZE", help="Budget for private memory, such as 512MiB or 4GiB. Default: half of the free memory."),
         click.option("--workers", "-j", type=int, metavar="N", help="Worker threads. Default: the cores this process may use."),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where whole-tensor ops (SVD, polar) run."),
+        click.option(
+            "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where whole-tensor ops (SVD, polar) run."
+        ),
         click.option("--gpu-memory", metavar="SIZE", help="Budget on the GPU. Default: 90 % of what is free there."),
-        click.option("--backend", type=click.Choice(["auto", "numba", "torch"]), default="auto", show_default=True, help="What runs streamed work: compiled kernels or the interpreter."),
+        click.option(
+            "--backend",
+            type=click.Choice(["auto", "numba", "torch"]),
+            default="auto",
+            show_default=True,
+            help="What runs streamed work: compiled kernels or the interpreter.",
+        ),
         click.option("--shard-size", metavar="SIZE", default="5GB", show_default=True, help="Most bytes of one output file."),
         click.option("--debug", is_flag=True, help="Show a traceback when something fails."),
     ]
@@ -132,7 +140,9 @@ def merge(recipe: Path, out: Path, quiet: bool, **machine: Any) -> None:
     for note in report.notes:
         console.print(f"note: {note}", markup=False)
     rate = (report.bytes_read + report.bytes_written) / max(report.seconds, 1e-9)
-    console.print(f"{out}: {size(report.bytes_written)} written, {size(report.bytes_read)} read in {report.seconds:.1f} s ({size(rate)}/s)", markup=False, soft_wrap=True)
+    console.print(
+        f"{out}: {size(report.bytes_written)} written, {size(report.bytes_read)} read in {report.seconds:.1f} s ({size(rate)}/s)", markup=False, soft_wrap=True
+    )
 
 
 @main.command(epilog=_RECIPE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 from plait.ops.dtypes import BY_CODE, promote
 from plait.ops.errors import PlanError
@@ -16,7 +16,7 @@ from plait.planner.expressions import OutputSpec, leaf_of
 from plait.planner.layers import role as role_of
 from plait.planner.types import Checkpoint, TensorRef
 
-Number = Union[int, float]
+Number = int | float
 
 
 class Model:

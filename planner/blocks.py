@@ -35,6 +35,7 @@ class StageBuffers:
 
     @property
     def total(self) -> int:
+        """All of it."""
         return sum(self.inputs) + self.output + self.scratch
 
 

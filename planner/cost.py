@@ -18,7 +18,7 @@ def _polar_workspace(node: Node) -> int:
     from plait.ops.kernels.polar import polar_workspace_bytes
 
     rows, columns = node.shape
-    return polar_workspace_bytes(rows, columns, str(node.param("rank_policy")), threads=os.cpu_count() or 1)
+    return polar_workspace_bytes(rows, columns, "full" if node.param("rank_policy") == "full" else "numerical", threads=os.cpu_count() or 1)
 
 
 #: Bytes that a whole op needs beside its float32 input and output.

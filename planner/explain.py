@@ -37,6 +37,7 @@ class Group:
 
     @property
     def count(self) -> int:
+        """How many outputs."""
         return len(self.components)
 
 
@@ -96,7 +97,9 @@ def to_tree(plan: Plan) -> Tree:
     from rich.tree import Tree
 
     p = plan.prediction
-    root = Tree(f"[bold]{escape(plan.title)}[/]  {len(plan.components)} tensors, {len(plan.layout.shards)} file{'s' if len(plan.layout.shards) != 1 else ''}, plan {plan.fingerprint[:12]}")
+    root = Tree(
+        f"[bold]{escape(plan.title)}[/]  {len(plan.components)} tensors, {len(plan.layout.shards)} file{'s' if len(plan.layout.shards) != 1 else ''}, plan {plan.fingerprint[:12]}"
+    )
     need = root.add("[bold]needs[/]")
     need.add(f"peak memory  {size(p.peak_bytes)} of {size(plan.budget_bytes)} (smallest budget that works: {size(p.minimum_bytes)})")
     need.add(f"             {size(p.runtime_bytes)} program + {plan.workers} workers x {size(p.worker_bytes)} buffers + {size(p.state_bytes)} held")
@@ -140,7 +143,9 @@ def _add_inputs(root: Tree, plan: Plan) -> None:
         files = list(members)
         used = sum(read.get(f.path, 0) for f in files)
         count = f"{len(files)} files" if len(files) > 1 else "1 file"
-        branch.add(f"{escape(folder)}  {count}, {size(sum(f.size for f in files))}, {size(used)} of it used" if used else f"{escape(folder)}  {count}, not read")
+        branch.add(
+            f"{escape(folder)}  {count}, {size(sum(f.size for f in files))}, {size(used)} of it used" if used else f"{escape(folder)}  {count}, not read"
+        )
 
 
 def _add_groups(root: Tree, plan: Plan) -> None:

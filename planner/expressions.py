@@ -64,7 +64,19 @@ def _spec(job: Job, known: dict[str, Method], known_steps: dict[str, Method]) ->
     base = number[job.base] if job.base is not None else None
     experts = tuple(number[e] for e in job.experts)
     storages = tuple(ref.dtype for ref in leaves)
-    signature = (job.method, job.params, job.shape, storages, base, experts, job.labels, job.load_dtype, job.dtype, job.steps, (job.output, job.role) if named else None)
+    signature = (
+        job.method,
+        job.params,
+        job.shape,
+        storages,
+        base,
+        experts,
+        job.labels,
+        job.load_dtype,
+        job.dtype,
+        job.steps,
+        (job.output, job.role) if named else None,
+    )
 
     def build(nodes: Sequence[LazyTensor]) -> LazyTensor:
         return _job_expression(job, nodes, base, experts, known, known_steps)
@@ -72,7 +84,9 @@ def _spec(job: Job, known: dict[str, Method], known_steps: dict[str, Method]) ->
     return OutputSpec(job.output, job.dtype, leaves, signature, build, job.role, job.layer, str(job.mark or ""))
 
 
-def _job_expression(job: Job, nodes: Sequence[LazyTensor], base: int | None, experts: tuple[int, ...], known: dict[str, Method], known_steps: dict[str, Method]) -> LazyTensor:
+def _job_expression(
+    job: Job, nodes: Sequence[LazyTensor], base: int | None, experts: tuple[int, ...], known: dict[str, Method], known_steps: dict[str, Method]
+) -> LazyTensor:
     if job.method == "copy":
         return nodes[experts[0]]
     rounded = [n if job.load_dtype is None else cast(n, job.load_dtype) for n in nodes]

@@ -37,6 +37,7 @@ class Node:
 
     @property
     def kind(self) -> str:
+        """Kind of its op."""
         return OPS[self.op].kind
 
     def param(self, name: str) -> Any:
@@ -99,6 +100,7 @@ class Program:
 
     @property
     def root(self) -> int:
+        """Number of the root node."""
         return len(self.nodes) - 1
 
     @property
@@ -142,10 +144,8 @@ def split_row_lengths(root: LazyTensor) -> LazyTensor:
             longest = max(lengths)
             new = [_hold(n) if n.space == "tensor" and r - {longest} else n for n, r in inputs]
             lengths = frozenset({longest})
-        if tuple(new) != node.inputs:
-            node_new = LazyTensor(node.op, tuple(new), node.params, shape=node.shape, dtype=node.dtype, space=node.space)
-        else:
-            node_new = node
+        same = tuple(new) == node.inputs
+        node_new = node if same else LazyTensor(node.op, tuple(new), node.params, shape=node.shape, dtype=node.dtype, space=node.space)
         made[node] = (node_new, lengths)
     return made[root][0]
 

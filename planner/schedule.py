@@ -16,7 +16,7 @@ from plait.planner.types import FileIdentity, Layout
 
 MIB = 1 << 20
 #: Private memory of a running merge that no block or tensor accounts for, measured: compiled kernels, thread stacks, the plan.
-RUNTIME_BYTES = 48 * MIB
+RUNTIME_BYTES = 40 * MIB
 _PER_COMPONENT = 6 * 1024
 #: Components are opened no further than this many times the number of workers beyond the oldest open one.
 WINDOW = 2
@@ -43,9 +43,7 @@ class Resources:
     gpu_memory_bytes: int = 0
 
 
-def make_plan(
-    title: str, specs: Sequence[OutputSpec], layout: Layout, files: Sequence[FileIdentity], resources: Resources, notes: Sequence[str] = ()
-) -> Plan:
+def make_plan(title: str, specs: Sequence[OutputSpec], layout: Layout, files: Sequence[FileIdentity], resources: Resources, notes: Sequence[str] = ()) -> Plan:
     """Plan the outputs inside the given resources.
 
     Raises:
@@ -90,7 +88,8 @@ def _gpu_programs(programs: Sequence[Program], resources: Resources) -> tuple[tu
     if large:
         worst = max(large, key=lambda n: needs[n])
         notes.append(
-            f"{len(large)} kinds of matrix run on the CPU: {list(programs[worst].shape)} needs {size(needs[worst])} on the GPU and --gpu-memory allows {size(resources.gpu_memory_bytes)}"
+            f"{len(large)} kinds of matrix run on the CPU: {list(programs[worst].shape)} needs {size(needs[worst])} on the GPU "
+            f"and --gpu-memory allows {size(resources.gpu_memory_bytes)}"
         )
     return fits, notes
 
@@ -153,7 +152,8 @@ def _check_scopes(after: dict[str, int]) -> None:
     for scope, densities in by_model.items():
         if len(densities) > 1:
             raise PlanError(
-                f"one threshold for the whole of {scope} needs one density, but {', '.join(sorted(densities))} are asked of its tensors: give a single density, or set scope: tensor",
+                f"one threshold for the whole of {scope} needs one density, but {', '.join(sorted(densities))} are asked of its tensors: "
+                "give a single density, or set scope: tensor",
                 model=scope,
             )
 
@@ -181,11 +181,16 @@ def _fit(programs: Sequence[Program], components: Sequence[Component], resources
     arena, state = max(arenas, default=0), max(states, default=0)
     runtime = RUNTIME_BYTES + _PER_COMPONENT * len(components)
     minimum = runtime + arena + state
-    heaviest = max(range(len(programs)), key=lambda i: (arenas[i] + states[i]), default=0)
+    heaviest = max(range(len(programs)), key=lambda i: arenas[i] + states[i], default=0)
     task = next((c for c in components if c.program == heaviest), None)
     name = task.name if task else ""
     if minimum > resources.memory_bytes:
-        raise BudgetTooSmall(_too_small(programs[heaviest], name, arena, state, runtime, minimum, resources.memory_bytes), task=name, needed=minimum, budget=resources.memory_bytes)
+        raise BudgetTooSmall(
+            _too_small(programs[heaviest], name, arena, state, runtime, minimum, resources.memory_bytes),
+            task=name,
+            needed=minimum,
+            budget=resources.memory_bytes,
+        )
     workers = max(1, min(resources.workers, (resources.memory_bytes - runtime - state) // max(arena, 1)))
     limit = resources.memory_bytes - runtime - workers * arena
     return _Memory(workers, runtime, arena, limit, int(limit * _KEEP_SHARE) // workers, minimum, name)
@@ -244,7 +249,7 @@ def _widest_window(states: Sequence[int], workers: int, limit: int) -> tuple[int
     """
     best, at = 0, 0
     reach = WINDOW * workers
-    for first in range(0, len(states)):
+    for first in range(len(states)):
         if states[first] == 0:
             continue
         near = sorted(range(first, min(first + reach, len(states))), key=lambda j: -states[j])[:workers]

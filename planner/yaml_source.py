@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import yaml
+
 from plait.ops.errors import RecipeError
 from plait.planner.types import Mark
 
@@ -123,7 +124,7 @@ class _Composer(yaml.SafeLoader):
         self._nodes += 1
         self._depth += 1
         if self._nodes > MAX_NODES or self._depth > MAX_DEPTH:
-            mark = self.peek_event().start_mark
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             what = f"more than {MAX_NODES:,} values" if self._nodes > MAX_NODES else f"values nested more than {MAX_DEPTH} deep"
             raise _error(Mark(self._file, mark.line + 1, mark.column + 1), f"the recipe has {what}")
         node: yaml.Node | None = super().compose_node(parent, index)

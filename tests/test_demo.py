@@ -264,17 +264,22 @@ def test_recipes_are_ones_that_plait_accepts(made: recipes.DemoRecipe):
 
 
 def test_watching_sees_the_private_memory_of_the_child():
-    """The peak of a child that fills 96 MiB is that and an interpreter, and it loaded no torch."""
-    seen = merging.run_watched([sys.executable, "-c", "import time; b = bytearray(b'x') * (96 << 20); time.sleep(0.3); print('filled')"], quiet())
-    assert not seen.torch
-    assert seen.peak_bytes is not None
-    assert 96 << 20 <= seen.peak_bytes < 150 << 20
+    """The peak of a child that fills 96 MiB is that and an interpreter."""
+    peak = merging.run_watched([sys.executable, "-c", "import time; b = bytearray(b'x') * (96 << 20); time.sleep(0.3); print('filled')"], quiet(), {})
+    assert peak is not None
+    assert 96 << 20 <= peak < 150 << 20
+
+
+def test_import_baseline_grows_with_what_is_imported():
+    """The part of a peak that imports take is measured by importing the same modules, those that cannot be imported left out."""
+    bare, some = merging.import_baseline(("json",)), merging.import_baseline(("json", "made.by.nobody", "numpy"))
+    assert 1 << 20 < bare < some < 200 << 20
 
 
 def test_a_failed_command_is_told_in_its_own_words():
     """What the command said and its status are in the error; its output is not lost."""
     with pytest.raises(PlaitError, match=r"`plait plan no-such\.yaml` ended with status 3 and said: no such recipe") as error:
-        merging.run_watched([sys.executable, "-c", "import sys; print('no such recipe'); sys.exit(3)", "plan", "no-such.yaml"], quiet())
+        merging.run_watched([sys.executable, "-c", "import sys; print('no such recipe'); sys.exit(3)", "plan", "no-such.yaml"], quiet(), {})
     assert error.value.facts["status"] == 3
 
 

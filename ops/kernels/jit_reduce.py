@@ -15,11 +15,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
 from numba import njit, types, uint32, uint64
 from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
+
 from plait.ops.kernels.jit_bits import bits_to_f32, f32_to_bits
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numba import int64, njit, uint32, uint64
+
 from plait.ops.kernels.jit_bits import f32_to_bits
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)

@@ -16,6 +16,7 @@ import hashlib
 
 import numpy as np
 import numpy.typing as npt
+
 from plait.ops.kernels.select import Number, exact_fraction
 
 #: key0, key1, c2, c3

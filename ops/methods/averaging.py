@@ -27,7 +27,9 @@ def linear(t: MergeInputs, *, weight: tuple[float, ...], normalize: bool = True)
         return weighted_sum(t.experts, weight) or 0.0 * t.experts[0]
     share = sum(weight)
     if abs(share) < 1e-12:
-        raise ValueError(f"the weights {', '.join(f'{w:g}' for w in weight)} sum to zero, so their average is not defined: change a weight or set normalize: false")
+        raise ValueError(
+            f"the weights {', '.join(f'{w:g}' for w in weight)} sum to zero, so their average is not defined: change a weight or set normalize: false"
+        )
     if len(set(weight)) == 1:
         return mean(t.experts)
     return weighted_sum(t.experts, [w / share for w in weight]) or t.experts[0]

@@ -57,7 +57,12 @@ def slerp(t_in: MergeInputs, *, t: float) -> LazyTensor:
     kinds=("fold", "rows", "map"),
     params=(
         Param("filter_wise", bool, "One ratio for each output row instead of one a tensor.", default=False),
-        Param("clamp", bool, "Keep the mean cosine within 0 and 1, so that opposed experts give the base; without it they extrapolate, as in mergekit.", default=False),
+        Param(
+            "clamp",
+            bool,
+            "Keep the mean cosine within 0 and 1, so that opposed experts give the base; without it they extrapolate, as in mergekit.",
+            default=False,
+        ),
     ),
 )
 def model_stock(t: MergeInputs, *, filter_wise: bool = False, clamp: bool = False) -> LazyTensor:

@@ -62,7 +62,9 @@ def rank_drop(t: MergeInputs, expert: int, density: float, epsilon: float, seed:
     if density >= 1.0:
         return delta
     if not 0.0 < density - epsilon <= density + epsilon < 1.0:
-        raise ValueError(f"density {density:g} and epsilon {epsilon:g} give keep probabilities outside 0 to 1: epsilon must be below {min(density, 1 - density):g}")
+        raise ValueError(
+            f"density {density:g} and epsilon {epsilon:g} give keep probabilities outside 0 to 1: epsilon must be below {min(density, 1 - density):g}"
+        )
     length = row_length(t.shape, "last")
     table = solve("keep_thresholds", shape=(length,), density=density, epsilon=epsilon, length=length)
     rank = row_rank(delta)

@@ -20,7 +20,14 @@ from plait.ops.tensor import LazyTensor
     params=(
         LAMBDA,
         Param("exclude", list, "Matrices whose name contains one of these are averaged instead.", default=("text_projection",), gradient=False),
-        Param("rank_policy", str, "numerical: only directions above rounding noise; full: all of them, as the paper's code.", default="numerical", choices=("numerical", "full"), gradient=False),
+        Param(
+            "rank_policy",
+            str,
+            "numerical: only directions above rounding noise; full: all of them, as the paper's code.",
+            default="numerical",
+            choices=("numerical", "full"),
+            gradient=False,
+        ),
     ),
 )
 def iso_c(t: MergeInputs, *, lam: float = 1.0, exclude: tuple[str, ...] = ("text_projection",), rank_policy: str = "numerical") -> LazyTensor:

@@ -11,8 +11,17 @@ from plait.ops.method import Param, method
 from plait.ops.methods.parameters import INT8_MASK, LAMBDA, NO_NORMALIZE, WEIGHT, density
 from plait.ops.tensor import LazyTensor, Operand
 
-SCOPE = Param("scope", str, "One threshold for each tensor, or one for each model over all its tensors.", default="tensor", choices=("tensor", "global"), gradient=False)
-ELECT = Param("elect", str, "How the sign is elected: by sum, by count, or by mass or largest share of the norm.", default="sum", choices=("sum", "count", "normmass", "normfrac"), gradient=False)
+SCOPE = Param(
+    "scope", str, "One threshold for each tensor, or one for each model over all its tensors.", default="tensor", choices=("tensor", "global"), gradient=False
+)
+ELECT = Param(
+    "elect",
+    str,
+    "How the sign is elected: by sum, by count, or by mass or largest share of the norm.",
+    default="sum",
+    choices=("sum", "count", "normmass", "normfrac"),
+    gradient=False,
+)
 ZERO_SIGN = Param(
     "zero_sign",
     str,

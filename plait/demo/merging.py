@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,8 @@ from rich.text import Text
 from plait.ops.errors import PlaitError
 
 SAMPLE_S = 0.01
+HEAD_LINES = 8
+"""Of a plan that is not shown whole: what it needs and moves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,33 +50,24 @@ class Cost:
         return max(0, self.measured_peak_bytes - self.baseline_bytes)
 
 
-@dataclass(frozen=True, slots=True)
-class Watched:
-    """What was seen of a process from outside: its largest private memory, and whether it loaded torch."""
-
-    peak_bytes: int | None
-    torch: bool
-
-
 def plait_command(*arguments: str | Path) -> list[str]:
     """The `plait` command of this very installation."""
     return [sys.executable, "-m", "plait", *map(str, arguments)]
 
 
-def plan_and_merge(recipe: Path, out: Path, memory: str, console: Console) -> Cost:
-    """Show the plan of a recipe, merge it into `out`, and measure.
+def plan_and_merge(recipe: Path, out: Path, memory: str, whole_plan: bool, console: Console) -> Cost:
+    """Show the plan of a recipe, whole or its first lines, merge it into `out`, and measure.
 
     Raises:
         PlaitError: the command failed; the message holds its own.
     """
-    console.print(f"[dim]$[/dim] plait plan {recipe} --memory {memory}", highlight=False)
-    console.print(Text.from_ansi(_output(plait_command("plan", recipe, "--memory", memory), console)))
+    _show_command(f"plait plan {recipe} --memory {memory}" + ("" if whole_plan else f" | head -{HEAD_LINES}"), console)
+    lines = _output(plait_command("plan", recipe, "--memory", memory), console).splitlines()
+    console.print(Text.from_ansi("\n".join(lines if whole_plan else lines[:HEAD_LINES])), soft_wrap=True)
     predicted = predicted_peak(json.loads(_output(plait_command("plan", recipe, "--memory", memory, "--format", "json"), console)), recipe)
-    console.print(f"[dim]$[/dim] plait merge {recipe} {out} --memory {memory}", highlight=False)
-    begin = time.monotonic()
-    seen = run_watched(plait_command("merge", recipe, out, "--memory", memory), console)
-    seconds = time.monotonic() - begin
-    return Cost(seconds, predicted, seen.peak_bytes, import_baseline(seen.torch), sum(file.stat().st_size for file in out.glob("*.safetensors")))
+    _show_command(f"plait merge {recipe} {out} --memory {memory}", console)
+    peak, baseline, seconds = watched_merge(recipe, out, memory, console)
+    return Cost(seconds, predicted, peak, baseline, sum(file.stat().st_size for file in out.glob("*.safetensors")))
 
 
 def predicted_peak(plan: dict[str, Any], recipe: Path) -> int:
@@ -89,8 +82,8 @@ def predicted_peak(plan: dict[str, Any], recipe: Path) -> int:
     return value
 
 
-def run_watched(command: Sequence[str], console: Console) -> Watched:
-    """Run a command to its end with its output shown, and watch its memory.
+def run_watched(command: Sequence[str], console: Console, environment: Mapping[str, str]) -> int | None:
+    """Run a command to its end with its output shown, and give the largest private memory it was seen to hold.
 
     On a terminal the command draws on it directly, so that its progress bar lives; otherwise its output is
     printed when it ends.
@@ -100,10 +93,10 @@ def run_watched(command: Sequence[str], console: Console) -> Watched:
     """
     live = console.is_terminal and console.file in (sys.stdout, sys.stderr)
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as kept:
-        out = None if live else kept
-        process = subprocess.Popen(list(command), stdout=out, stderr=None if live else subprocess.STDOUT, env=_environment(console))
+        out, err = (None, None) if live else (kept, subprocess.STDOUT)
+        process = subprocess.Popen(list(command), stdout=out, stderr=err, env={**_environment(console), **environment})
         try:
-            seen = _watch(process)
+            peak = _watch(process)
         finally:
             if process.poll() is None:
                 process.terminate()
@@ -113,46 +106,63 @@ def run_watched(command: Sequence[str], console: Console) -> Watched:
     if process.returncode != 0:
         raise PlaitError(_failure(command, process.returncode, text), status=process.returncode)
     if text:
-        console.print(Text.from_ansi(text))
-    return seen
+        console.print(Text.from_ansi(text), soft_wrap=True)
+    return peak
 
 
-def _watch(process: subprocess.Popen[bytes]) -> Watched:
-    """Sample a process until it ends; the map of its libraries is longer to read and looked at less often."""
+def _watch(process: subprocess.Popen[bytes]) -> int | None:
     peak: int | None = None
-    torch, samples = False, 0
     while process.poll() is None:
         now = private_bytes(process.pid)
         if now is not None:
             peak = now if peak is None else max(peak, now)
-        if not torch and samples % 10 == 0:
-            torch = loaded_torch(process.pid)
-        samples += 1
         time.sleep(SAMPLE_S)
-    return Watched(peak, torch)
+    return peak
 
 
-_BASELINE = """
-import sys, plait.cli, plait.engine.executor, plait.engine.codegen
-if "torch" in sys.argv:
-    import torch
+# `python -m plait`, and at its end the names of what it has imported, into a file.
+_RUN = """
+import json, os, runpy, sys
+try:
+    runpy.run_module("plait", run_name="__main__", alter_sys=True)
+finally:
+    with open(os.environ["PLAIT_DEMO_MODULES"], "w", encoding="utf-8") as file:
+        json.dump([name for name in sys.modules if name != "__main__" and not name.startswith("plait_kernel_")], file)
+"""
+_IMPORT = """
+import importlib, json, sys
+for name in json.load(sys.stdin):
+    try:
+        importlib.import_module(name)
+    except Exception:
+        pass  # some modules are made by others and cannot be imported by name
 for line in open("/proc/self/status"):
     if line.startswith("RssAnon:"):
         print(int(line.split()[1]) * 1024)
 """
 
 
-@cache
-def import_baseline(torch: bool) -> int | None:
-    """Private memory of a Python that has imported what a merge imports and done nothing, or None where the system does not tell.
+def watched_merge(recipe: Path, out: Path, memory: str, console: Console) -> tuple[int | None, int | None, float]:
+    """Run `plait merge`: the largest private memory it was seen to hold, the part of it that its imports alone take, and seconds.
 
-    Args:
-        torch: a merge that only streams works without torch; one that needs whole tensors imports it.
+    Raises:
+        PlaitError: the command failed.
     """
-    if not Path("/proc/self/status").exists():
-        return None
-    done = subprocess.run([sys.executable, "-c", _BASELINE, *(["torch"] if torch else [])], capture_output=True, text=True, check=True)
-    return int(done.stdout) if done.stdout.strip() else None
+    with tempfile.TemporaryDirectory() as scratch:
+        names = Path(scratch) / "modules.json"
+        command = plait_command("merge", recipe, out, "--memory", memory)
+        begin = time.monotonic()
+        peak = run_watched([command[0], "-c", _RUN, *command[3:]], console, {"PLAIT_DEMO_MODULES": str(names)})
+        seconds = time.monotonic() - begin
+        imports = None if peak is None else import_baseline(tuple(sorted(json.loads(names.read_text(encoding="utf-8")))))
+    return peak, imports, seconds
+
+
+@cache
+def import_baseline(modules: tuple[str, ...]) -> int:
+    """Private memory of a Python that has imported these modules and done nothing."""
+    done = subprocess.run([sys.executable, "-c", _IMPORT], input=json.dumps(modules), capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
 
 
 def private_bytes(pid: int) -> int | None:
@@ -167,15 +177,6 @@ def private_bytes(pid: int) -> int | None:
     return None
 
 
-def loaded_torch(pid: int) -> bool:
-    """Whether a process has torch in its address space."""
-    try:
-        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
-            return any("libtorch" in line for line in maps)
-    except OSError:
-        return False
-
-
 def _environment(console: Console) -> dict[str, str]:
     env = dict(os.environ, COLUMNS=str(console.width), PYTHONIOENCODING="utf-8")
     if console.is_terminal:
@@ -188,6 +189,10 @@ def _output(command: list[str], console: Console) -> str:
     if done.returncode != 0:
         raise PlaitError(_failure(command, done.returncode, done.stderr.strip()), status=done.returncode)
     return done.stdout.rstrip()
+
+
+def _show_command(text: str, console: Console) -> None:
+    console.print(Text.assemble(("$ ", "dim"), text), soft_wrap=True)
 
 
 def _failure(command: Sequence[str], status: int, text: str) -> str:

@@ -60,3 +60,6 @@ RECIPES = (
     ),
     DemoRecipe("iso_c", "the summed changes with all their singular values made equal", "iso_c", "", "parameters: {lambda: 1.5}\n"),
 )
+
+WHOLE_PLAN = "ties"
+"""The recipe whose plan the demo shows whole; of the others it shows the head."""

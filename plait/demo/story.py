@@ -13,7 +13,7 @@ from plait.demo import encoder, experts, training
 from plait.demo.folder import DemoFolder, open_folder
 from plait.demo.merging import plan_and_merge
 from plait.demo.packages import Packages
-from plait.demo.recipes import RECIPES
+from plait.demo.recipes import RECIPES, WHOLE_PLAN
 from plait.demo.report import Row, accuracy_table, cost_table, story_lines, write_results
 from plait.demo.tasks import load_tasks
 
@@ -65,7 +65,7 @@ def _make_merges(exams: Sequence[training.Exam], folder: DemoFolder, memory: str
         path.write_text(recipe.text([exam.task.name for exam in exams]), encoding="utf-8")
         folder.clear_merge(recipe.name)
         console.print(f"\n[bold]{recipe.name}[/bold]: {recipe.what}", highlight=False)
-        cost = plan_and_merge(path, out, memory, console)
+        cost = plan_and_merge(path, out, memory, recipe.name == WHOLE_PLAN, console)
         with console.status(f"grading {recipe.name}"):
             rows.append(Row(recipe.name, "merge", _grade(exams, encoder.load_weights(out)), cost))
         _say(console, rows[-1], exams, f"{cost.seconds:.1f} s")

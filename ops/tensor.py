@@ -8,6 +8,7 @@ leaf's key names the file's identity, the tensor and its byte range. Functions o
 
 from __future__ import annotations
 
+import math
 import weakref
 from hashlib import blake2b
 from typing import Any, Literal, TypeAlias
@@ -51,6 +52,7 @@ class LazyTensor:
         dtype: str,
         space: Space,
     ) -> LazyTensor:
+        """The node, or the equal one that exists already."""
         head = f"{op.name}|{params!r}|{shape!r}|{dtype}|{space}".encode()
         key = blake2b(head + b"".join(i.key for i in inputs), digest_size=16).digest()
         known = _NODES.get(key)
@@ -68,10 +70,7 @@ class LazyTensor:
     @property
     def numel(self) -> int:
         """Number of elements."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
 
     def param(self, name: str) -> Any:
         """The parameter `name`, or None."""

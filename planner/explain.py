@@ -97,9 +97,8 @@ def to_tree(plan: Plan) -> Tree:
     from rich.tree import Tree
 
     p = plan.prediction
-    root = Tree(
-        f"[bold]{escape(plan.title)}[/]  {len(plan.components)} tensors, {len(plan.layout.shards)} file{'s' if len(plan.layout.shards) != 1 else ''}, plan {plan.fingerprint[:12]}"
-    )
+    files = f"{len(plan.layout.shards)} file{'s' if len(plan.layout.shards) != 1 else ''}"
+    root = Tree(f"[bold]{escape(plan.title)}[/]  {len(plan.components)} tensors, {files}, plan {plan.fingerprint[:12]}")
     need = root.add("[bold]needs[/]")
     need.add(f"peak memory  {size(p.peak_bytes)} of {size(plan.budget_bytes)} (smallest budget that works: {size(p.minimum_bytes)})")
     need.add(f"             {size(p.runtime_bytes)} program + {plan.workers} workers x {size(p.worker_bytes)} buffers + {size(p.state_bytes)} held")

@@ -29,7 +29,7 @@ class BlockData:
         keeps: float32 destinations of `Stage.keeps`.
         smalls: value of every small node that the stage uses, by node.
         streams: `(key0, key1, word2, word3)` of each random node.
-        buckets: for each order statistic the coarse digit to look into, -1 for none.
+        buckets: for each order statistic the coarse digit to look into, -1 to count coarse digits, -2 to count nothing.
     """
 
     n: int
@@ -44,17 +44,32 @@ class BlockData:
 
 
 @dataclass(slots=True)
+class Counts:
+    """What one block adds to an order statistic.
+
+    Attributes:
+        above: elements above the coarse digit that was looked into.
+        places, fine: fine digits that occur in it, and how often.
+        coarse: histogram of the coarse digits, where those were counted; valid until the worker's next block.
+    """
+
+    above: int = 0
+    places: Array | None = None
+    fine: Array | None = None
+    coarse: Array | None = None
+
+
+@dataclass(slots=True)
 class BlockResult:
     """Partials of the folds of one block.
 
     Attributes:
         sums: one float64 for each fold that is a sum or dot, in `Kernel.sums` order.
-        coarse, fine: histograms `[order statistics, bins]`, valid until the worker's next block.
+        counts: for each order statistic its `Counts`.
     """
 
     sums: list[float]
-    coarse: Array | None
-    fine: Array | None
+    counts: list[Counts]
 
 
 class BlockRunner(Protocol):
@@ -114,11 +129,11 @@ class CompiledRunner:
         self.facc = carve((max(1, len(kernel.sums)),), np.float64)
         self.fixed: list[Array] = [self.facc, carve((accumulators, 8), np.float64), carve((rows, CHUNK), np.float32)]
         self.fixed.append(carve((max(1, len(kernel.streams)), CHUNK), np.uint32))
-        self.coarse = self.fine = self.bucket = None
         if kernel.selects:
             count = len(kernel.selects)
-            self.coarse, self.fine, self.bucket = carve((count, COARSE), np.int64), carve((count, FINE), np.int64), carve((count,), np.int64)
-            self.fixed += [self.coarse, self.bucket, self.fine]
+            self.coarse, self.fine = carve((count, COARSE), np.int64), carve((count, FINE), np.int32)
+            self.bucket, self.above = carve((count,), np.int64), carve((count,), np.int64)
+            self.fixed += [self.coarse, self.bucket, self.fine, self.above]
         if kernel.ranks:
             count, length = len(kernel.ranks), stage.row_length
             self.fixed += [
@@ -129,17 +144,33 @@ class CompiledRunner:
             ]
 
     def run(self, data: BlockData) -> BlockResult:
-        """Compute one block; the histograms in the result are overwritten by the next call."""
+        """Compute one block; coarse histograms in the result are overwritten by the next call."""
         k = self.kernel
         for slot, (node, _) in enumerate(k.scalars):
             self.scalars[slot] = data.smalls[node]
         streams = np.array(data.streams or [(0, 0, 0, 0)], np.uint32)
-        if self.coarse is not None and self.fine is not None and self.bucket is not None:
-            self.coarse[:] = 0
-            self.fine[:] = 0
-            self.bucket[:] = data.buckets
+        if k.selects:
+            self._clear(data.buckets)
         tables = [np.ascontiguousarray(data.smalls[i], np.float64) for i in k.tables]
         out = [] if data.out is None else [data.out]
         row = self.stage.row_length or data.n
         self.function(data.n, data.start, row, self.scalars, streams, *tables, *data.inputs, *data.residents, *out, *data.keeps, *self.fixed)
-        return BlockResult(self.facc[: len(k.sums)].tolist(), self.coarse, self.fine)
+        counts = [self._counts(i, bucket) for i, bucket in enumerate(data.buckets)] if k.selects else []
+        return BlockResult(self.facc[: len(k.sums)].tolist(), counts)
+
+    def _clear(self, buckets: list[int]) -> None:
+        self.bucket[:] = buckets
+        self.above[:] = 0
+        for i, bucket in enumerate(buckets):
+            if bucket == -1:
+                self.coarse[i] = 0
+            elif bucket >= 0:
+                self.fine[i] = 0
+
+    def _counts(self, i: int, bucket: int) -> Counts:
+        if bucket == -1:
+            return Counts(coarse=self.coarse[i])
+        if bucket < 0:
+            return Counts()
+        places = np.flatnonzero(self.fine[i])
+        return Counts(int(self.above[i]), places, self.fine[i][places].astype(np.int64))

@@ -34,7 +34,7 @@ from plait.ops.kernels.jit_bits import bits_to_f32, f32_to_bits, load_bf16, load
 from plait.ops.kernels.jit_philox import philox_fill
 from plait.ops.kernels.jit_rank import row_ranks
 from plait.ops.kernels.jit_reduce import accumulate, accumulate_dot, combine, row_max
-from plait.ops.kernels.jit_select import hist_coarse_fine
+from plait.ops.kernels.jit_select import count_digits
 
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 """
@@ -129,7 +129,7 @@ class _Generator:
         arguments += [(f"keep{i}", "float32[::1]") for i in self.stage.keeps]
         arguments += [("facc", "float64[::1]"), ("acc", "float64[:, ::1]"), ("F", "float32[:, ::1]"), ("U", "uint32[:, ::1]")]
         if self.kernel.selects:
-            arguments += [("coarse", "int64[:, ::1]"), ("bucket", "int64[::1]"), ("fine", "int64[:, ::1]")]
+            arguments += [("coarse", "int64[:, ::1]"), ("bucket", "int64[::1]"), ("fine", "int32[:, ::1]"), ("above", "int64[::1]")]
         if self.kernel.ranks:
             arguments += [("X", "float32[:, ::1]"), ("ranks", "int32[:, ::1]"), ("pairs", "uint64[:, ::1]"), ("counts", "uint32[::1]")]
         return arguments
@@ -162,7 +162,7 @@ class _Generator:
         lines += _indent([self._reduce(i, scratch) for i in here], 1)
         for i in selected:
             k = self.kernel.selects.index(i)
-            lines.append(f"    hist_coarse_fine(F[{scratch[self.nodes[i].inputs[0]]}], m, coarse[{k}], bucket[{k}], fine[{k}])")
+            lines.append(f"    above[{k}] += count_digits(F[{scratch[self.nodes[i].inputs[0]]}], m, bucket[{k}], coarse[{k}], fine[{k}])")
         for i in ranked:
             k = self.kernel.ranks.index(i)
             lines.append(f"row_ranks(X[{k}], row, ranks[{k}], pairs[0], pairs[1], counts)")
@@ -201,14 +201,31 @@ class _Generator:
         lines += [f"k{i} = keep{i}[p:p + m]" for i in kept]
         if stores:
             lines.append("o = out[p:p + m]")
-        lines.append("for j in range(m):")
+        cuts = [i for i in sweep if self.nodes[i].op == "keep_top"]
         loop = [f"v{i} = {self._value(i)}" for i in sweep]
         loop += [f"f{k}[j] = {self._as(i, 'f')}" for i, k in scratch.items()]
         loop += [f"x{i}[j] = {self._as(self.nodes[i].inputs[0], 'f')}" for i in ranked]
         loop += [f"k{i}[j] = v{i}" for i in kept]
         if stores:
             loop.append("o[j] = " + _STORES[self.program.dtype][1].format(self._as(self.program.root, "f")))
-        return lines + _indent(loop or ["pass"], 1)
+        if not cuts:
+            return [*lines, "for j in range(m):", *_indent(loop or ["pass"], 1)]
+        return lines + self._segments(cuts, loop)
+
+    def _segments(self, cuts: list[int], loop: list[str]) -> list[str]:
+        """The loop over a chunk, cut where an order statistic stops to keep ties: within a segment one comparison decides."""
+        lines = ["first = 0", "while first < m:", "    end = m"]
+        for i in cuts:
+            _, cut, limit = self.nodes[i].inputs
+            key, last = self._scalar(cut, "u"), self._limit(limit)
+            lines += [
+                f"    cut{i} = {key}",
+                f"    if p + first < {last}:",
+                f"        end = min(end, {last} - p)",
+                "    else:",
+                f"        cut{i} = {key} + uint32(1)",
+            ]
+        return [*lines, "    for j in range(first, end):", *_indent(loop, 2), "    first = end"]
 
     def _value(self, i: int) -> str:
         node = self.nodes[i]
@@ -224,9 +241,10 @@ class _Generator:
         if node.op in ("take", "take_integer"):
             table = self._table(node.inputs[0])
             return f"{'int64' if node.op == 'take_integer' else 'float32'}({table}[v{node.inputs[1]}])"
-        casts = zip(node.inputs, OPS[node.op].casts, strict=True)
-        operands = [self._limit(j) if node.op == "keep_top" and cast == "i" else self._as(j, cast) for j, cast in casts]
-        return OPS[node.op].code.format(*operands, zero="float32(0.0)", one="float32(1.0)", index="int32(p + j)")
+        if node.op == "keep_top":
+            return OPS[node.op].code.format(self._as(node.inputs[0], "u"), f"cut{i}")
+        operands = [self._as(j, cast) for j, cast in zip(node.inputs, OPS[node.op].casts, strict=True)]
+        return OPS[node.op].code.format(*operands, zero="float32(0.0)", one="float32(1.0)")
 
     def _as(self, i: int, cast: str) -> str:
         """Value `i` as an operand of an elementwise expression."""
@@ -254,11 +272,11 @@ class _Generator:
         return name
 
     def _limit(self, i: int) -> str:
-        """A global element index as an index into the block, in 32 bits so that the comparison is as wide as the data."""
+        """A global element index as an index into the block."""
         name = self.scalar_names.get((i, "limit"))
         if name is None:
             name = self.scalar_names[i, "limit"] = f"s{i}limit"
-            self.prologue.append(f"{name} = int32(min(max(s[{self._slot(i)}] - float64(start), 0.0), 2147483647.0))")
+            self.prologue.append(f"{name} = int64(min(max(s[{self._slot(i)}] - float64(start), 0.0), float64(n)))")
         return name
 
     def _table(self, i: int) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -20,13 +20,15 @@ from plait.engine.smalls import SmallValues
 from plait.engine.whole import run_whole
 from plait.engine.worker import Host, Worker
 from plait.ops.dtypes import BY_CODE
-from plait.planner.blocks import BLOCK, block_count, block_elements
+from plait.ops.kernels.select import keys as magnitudes
+from plait.planner.blocks import BLOCK, aligned, block_count, block_elements
 from plait.planner.plan import Component
 from plait.planner.program import Program, Stage, probe_stage, scope_of
 from plait.planner.types import TensorRef
 
 _COPY_UNIT = 64 << 20
-_SAMPLE_PIECES, _SAMPLE_PIECE = 32, 2048
+_SAMPLE_PIECES, _SAMPLE_PIECE, _SAMPLE_LIMIT = 16, 4096, 1 << 18
+_SEARCH_PIECE = 1 << 16
 
 
 class Pass(Protocol):
@@ -77,6 +79,7 @@ class ComponentRun:
         self.tensors: dict[int, Array] = {}
         self.raw: dict[int, Array] = {}
         self.local: dict[int, Statistic] = {}
+        self._probes: dict[tuple[int, tuple[int, ...]], Stage] = {}
         self.lock = threading.Lock()
 
     def ref(self, load: int) -> TensorRef:
@@ -88,64 +91,80 @@ class ComponentRun:
 
         Args:
             sweep: number of the sweep.
-            recount: model-wide order statistics whose fine digits are counted in this sweep over again; empty in a first try.
+            recount: model-wide order statistics that are counted in this sweep over again; empty in a first try.
         """
         if self.program.copy is not None:
             if sweep == 0 and not recount:
                 place = self.host.plan.layout.places[self.component.name]
                 yield CopyPass(self.host, self.component.inputs[self.program.copy], place.shard, place.offset)
             return
-        if self.component.keep_inputs:
-            yield FillPass(self)
+        slab = self.host.take_slab() if self.component.keep_inputs else None
+        if slab is not None:
+            yield FillPass(self, slab)
         for number, stage in enumerate(self.program.stages):
             if self.host.sweeps[self.component.program][number] == sweep:
                 yield from self._recount_scopes(stage, recount) if recount else self._stage(number, stage)
         self.raw.clear()
+        if slab is not None:
+            self.host.give_slab(slab)
 
     def _recount_scopes(self, stage: Stage, recount: frozenset[str]) -> Iterator[Pass]:
         wanted = [i for i in stage.folds if scope_of(self.program.nodes[i]) in recount]
         if wanted:
             for i in wanted:
                 self.local[i] = self._statistic(i, self.host.statistics[scope_of(self.program.nodes[i])].bucket)
-            yield BlockPass(self, stage, fine_only=wanted)
-            self._hand_up(wanted, with_coarse=False)
+            yield BlockPass(self, stage, count_only=wanted)
+            self._hand_up(wanted)
 
     def _stage(self, number: int, stage: Stage) -> Iterator[Pass]:
         selects = [i for i in stage.folds if self.program.nodes[i].op == "kth_magnitude"]
+        mine = [i for i in selects if not scope_of(self.program.nodes[i])]
+        foreseen = self.foresee(stage, mine)
         for i in selects:
-            self.local[i] = self._statistic(i, self._foresee(i, stage))
+            self.local[i] = self._statistic(i, foreseen[i] if i in foreseen else self.host.statistics[scope_of(self.program.nodes[i])].bucket)
         for i in stage.keeps:
             self.tensors[i] = np.empty(self.program.nodes[i].shape, np.float32).reshape(-1)
         main = BlockPass(self, stage)
         yield main
         for place, i in enumerate(main.sums):
             self.smalls.add_fold(i, [partial[place] for partial in main.partials])
-        mine = [i for i in selects if not scope_of(self.program.nodes[i])]
-        missed = [i for i in mine if not self.local[i].foreseen()]
-        if missed:
-            for i in missed:
-                self.local[i].look_again()
-            self.host.count_recounts(len(missed))
-            yield BlockPass(self, stage, fine_only=missed)
+        yield from self._count_again(stage, [i for i in mine if not self.local[i].foreseen()])
+        self._settle(stage, mine)
+        self._hand_up([i for i in selects if i not in mine])
+        for i in stage.wholes:
+            run_whole(self, i)
+        self._forget(number)
+
+    def _count_again(self, stage: Stage, missed: list[int]) -> Iterator[Pass]:
+        """Two more passes for the order statistics whose digit was not foreseen."""
+        if not missed:
+            return
+        self.host.count_recounts(len(missed))
+        wrong = [i for i in missed if self.local[i].bucket >= 0]
+        for i in wrong:
+            self.local[i].start_over()
+        if wrong:
+            yield BlockPass(self, stage, count_only=wrong)
+        for i in missed:
+            self.local[i].look_into_right_digit()
+        yield BlockPass(self, stage, count_only=missed)
+
+    def _settle(self, stage: Stage, mine: list[int]) -> None:
+        """Give this tensor's order statistics their values."""
         for i in mine:
             threshold = self.local[i].threshold()
             limit = NO_LIMIT if threshold.all_ties else self.search_ties(self.host.spare_worker(), stage, i, threshold, 0)
             self.smalls.values[i] = np.array([float(threshold.key), limit])
             del self.local[i]
-        self._hand_up([i for i in selects if i not in mine], with_coarse=True)
-        for i in stage.wholes:
-            run_whole(self, i)
-        self._forget(number)
 
     def _statistic(self, i: int, bucket: int) -> Statistic:
         node = self.program.nodes[i]
         return Statistic(str(node.param("density")), str(node.param("ties")), self.program.numel, bucket)
 
-    def _hand_up(self, folds: list[int], *, with_coarse: bool) -> None:
+    def _hand_up(self, folds: list[int]) -> None:
         """Add this tensor's counts to the model-wide statistics."""
         for i in folds:
-            local = self.local.pop(i)
-            self.host.add_counts(scope_of(self.program.nodes[i]), self.component.name, local, with_coarse=with_coarse)
+            self.host.add_counts(scope_of(self.program.nodes[i]), self.component.name, self.local.pop(i).counts())
 
     def _forget(self, number: int) -> None:
         """Let go of tensors that no later stage reads."""
@@ -160,50 +179,71 @@ class ComponentRun:
         size = block_elements(stage, self.program.numel)
         return [(b, b * size, min(size, self.program.numel - b * size)) for b in range(block_count(stage, self.program.numel))]
 
-    def _foresee(self, i: int, stage: Stage) -> int:
-        """Coarse digit of the threshold judged by a sample; -1 for statistics that one tensor cannot foresee."""
-        numel = self.program.numel
-        if scope_of(self.program.nodes[i]):
-            return self.host.statistics[scope_of(self.program.nodes[i])].bucket
-        if numel == 0:
-            return -1
-        row = stage.row_length or 1
-        piece = max(1, _SAMPLE_PIECE // row) * row
-        worker = self.host.spare_worker()
-        if numel <= _SAMPLE_PIECES * piece:
-            starts = list(range(0, numel, block_elements(stage, numel)))
-            piece = block_elements(stage, numel)
-        else:
-            step = (numel - piece) // (_SAMPLE_PIECES - 1) // row * row
-            starts = [k * step for k in range(_SAMPLE_PIECES)]
-        x = self.program.nodes[i].inputs[0]
-        parts = [self.values(worker, stage, x, first, min(piece, numel - first)).copy() for first in starts]
-        return foresee(np.concatenate(parts), str(self.program.nodes[i].param("density")))
+    def foresee(self, stage: Stage, selects: list[int]) -> dict[int, int]:
+        """Coarse digits of this tensor's thresholds, judged by a sample."""
+        if not selects:
+            return {}
+        sample = self.sample(stage, selects, _SAMPLE_PIECES)
+        return {i: foresee(x, str(self.program.nodes[i].param("density"))) for i, x in zip(selects, sample, strict=True)}
 
-    def values(self, worker: Worker, stage: Stage, node: int, first: int, n: int) -> Array:
-        """Values of a tensor node on a range, float32, in the worker's buffer."""
+    def sample(self, stage: Stage, selects: list[int], pieces: int) -> list[Array]:
+        """Values that order statistics are taken of, on evenly spaced pieces; of a small tensor all."""
+        numel, row = self.program.numel, stage.row_length or 1
+        piece = max(1, _SAMPLE_PIECE // row) * row
+        pieces = min(pieces, max(1, numel // piece))
+        if piece * pieces > _SAMPLE_LIMIT:
+            return [np.empty(0, np.float32) for _ in selects]
+        step = (numel - piece) // max(1, pieces - 1) // row * row
+        starts = [k * step for k in range(pieces)] if numel > piece else [0]
+        nodes = tuple(self.program.nodes[i].inputs[0] for i in selects)
+        values = [np.empty(min(numel, piece) * pieces, np.float32) for _ in nodes]
+        worker = self.host.spare_worker()
+        for number, first in enumerate(starts):
+            n = min(piece, numel - first)
+            self.values(worker, stage, nodes, first, [v[number * n : (number + 1) * n] for v in values])
+        return values
+
+    def values(self, worker: Worker, stage: Stage, nodes: tuple[int, ...], first: int, out: list[Array]) -> None:
+        """Compute tensor nodes on a range, float32, into `out`."""
         worker.arrange(self.program, stage)
-        probe = probe_stage(self.program, stage, node)
-        out = worker.output[: 4 * n].view(np.float32)
-        data = self.block_data(worker, probe, first, n, None, [out])
-        worker.runner(self.component.program, probe, ("probe", stage.folds, node)).run(data)
-        return out
+        probe = self._probes.get((id(stage), nodes))
+        if probe is None:
+            probe = self._probes[id(stage), nodes] = probe_stage(self.program, stage, nodes)
+        data = self.block_data(worker, probe, first, out[0].size, None, out)
+        worker.runner(self.component.program, probe, ("probe", stage.folds, nodes)).run(data)
 
     def search_ties(self, worker: Worker, stage: Stage, i: int, threshold: Threshold, before: int) -> float:
         """Flat index from which elements equal to the threshold are no longer kept."""
-        x = self.program.nodes[i].inputs[0]
         blocks = self.blocks(stage)
         spans = {b: (first, n) for b, first, n in blocks}
 
-        def ties(block: int) -> Any:
-            keys = self.values(worker, stage, x, *spans[block]).view(np.uint32) & np.uint32(0x7FFFFFFF)
-            return np.flatnonzero(keys == threshold.key)
-
         def equal_in(block: int) -> int:
             known = self.local[i].equal_in(block, threshold) if i in self.local else None
-            return int(ties(block).size) if known is None else known
+            return self._ties(worker, stage, i, threshold, spans[block], 1 << 62)[0] if known is None else known
 
-        return tie_limit(threshold, before, blocks, equal_in, lambda block, nth: int(ties(block)[nth - 1]))
+        def nth_in(block: int, nth: int) -> int:
+            return self._ties(worker, stage, i, threshold, spans[block], nth)[1]
+
+        return tie_limit(threshold, before, blocks, equal_in, nth_in)
+
+    def count_ties(self, worker: Worker, stage: Stage, i: int, threshold: Threshold) -> int:
+        """How many elements of the tensor equal the threshold."""
+        return sum(self._ties(worker, stage, i, threshold, (first, n), 1 << 62)[0] for _, first, n in self.blocks(stage))
+
+    def _ties(self, worker: Worker, stage: Stage, i: int, threshold: Threshold, span: tuple[int, int], nth: int) -> tuple[int, int]:
+        """Ties seen in a range up to the nth, and where in the range that one is (-1 where there are fewer)."""
+        begin, count = span
+        piece = max(1, _SEARCH_PIECE // (stage.row_length or 1)) * (stage.row_length or 1)
+        seen = 0
+        for first in range(0, count, piece):
+            n = min(piece, count - first)
+            values = worker.output[: 4 * n].view(np.float32) if worker.output.size >= 4 * n else np.empty(n, np.float32)
+            self.values(worker, stage, (self.program.nodes[i].inputs[0],), begin + first, [values])
+            places = np.flatnonzero(magnitudes(values) == threshold.key)
+            if seen + places.size >= nth:
+                return nth, first + int(places[nth - seen - 1])
+            seen += places.size
+        return seen, -1
 
     def block_data(self, worker: Worker, stage: Stage, first: int, n: int, out: Array | None, keeps: list[Array]) -> BlockData:
         """Read a block's inputs and gather what else it is computed from."""
@@ -231,11 +271,11 @@ class BlockPass:
     Args:
         run: the component.
         stage: its stage.
-        fine_only: order statistics whose fine digits are counted; empty for the stage's main pass.
+        count_only: order statistics that are counted again; empty for the stage's main pass.
     """
 
-    def __init__(self, run: ComponentRun, stage: Stage, fine_only: list[int] | None = None) -> None:
-        self.owner, self.stage, self.fine_only = run, stage, fine_only or []
+    def __init__(self, run: ComponentRun, stage: Stage, count_only: list[int] | None = None) -> None:
+        self.owner, self.stage, self.count_only = run, stage, count_only or []
         self.blocks = run.blocks(stage)
         self.units = len(self.blocks)
         nodes = run.program.nodes
@@ -251,37 +291,35 @@ class BlockPass:
         out = worker.output[: n * BY_CODE[program.dtype].itemsize].view(RAW[program.dtype]) if self.stage.store else None
         keeps = [owner.tensors[i][first : first + n] for i in self.stage.keeps]
         data = owner.block_data(worker, self.stage, first, n, out, keeps)
-        data.buckets = [owner.local[i].bucket if i in owner.local and (not self.fine_only or i in self.fine_only) else -1 for i in self.selects]
+        data.buckets = [owner.local[i].bucket if not self.count_only or i in self.count_only else -2 for i in self.selects]
         result = worker.runner(owner.component.program, self.stage, self.stage.folds).run(data)
         self._collect(unit, result)
         done = 0 if owner.raw else sum(array.nbytes for array in data.inputs)
-        if out is not None and not self.fine_only:
+        if out is not None and not self.count_only:
             place = host.plan.layout.places[owner.component.name]
             host.sink.write(place.shard, place.offset + first * out.itemsize, out.view(np.uint8))
             done += out.nbytes
-        host.progress(0 if self.fine_only else done)
+        host.progress(0 if self.count_only else done)
 
     def _collect(self, unit: int, result: BlockResult) -> None:
         self.partials[unit] = result.sums
-        if result.coarse is None or result.fine is None:
-            return
         with self.owner.lock:
-            for k, i in enumerate(self.selects):
-                if not self.fine_only:
-                    self.owner.local[i].add(unit, result.coarse[k], result.fine[k])
-                elif i in self.fine_only:
-                    self.owner.local[i].add(unit, None, result.fine[k])
+            for i, counts in zip(self.selects, result.counts, strict=False):
+                if not self.count_only or i in self.count_only:
+                    self.owner.local[i].add(unit, counts)
 
 
 class FillPass:
     """Reads a component's inputs into memory, once for all its passes."""
 
-    def __init__(self, run: ComponentRun) -> None:
+    def __init__(self, run: ComponentRun, slab: Array) -> None:
         self.owner = run
+        at = 0
         self.pieces: list[tuple[int, int, int]] = []
         for load in sorted({i for stage in run.program.stages for i in stage.loads}):
             nbytes = run.ref(load).nbytes
-            run.raw[load] = np.empty(nbytes, np.uint8)
+            run.raw[load] = slab[at : at + nbytes]
+            at += aligned(nbytes)
             self.pieces += [(load, first, min(8 * BLOCK, nbytes - first)) for first in range(0, nbytes, 8 * BLOCK)]
         self.units = len(self.pieces)
 

@@ -19,18 +19,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from plait.engine.blockrun import Array
 from plait.engine.codegen import Kernel
 from plait.engine.component import ComponentRun, Pass
 from plait.engine.events import Events, Quiet, Report
 from plait.engine.ledger import Ledger
-from plait.engine.orderstat import NO_LIMIT, Statistic, Threshold
+from plait.engine.orderstat import NO_LIMIT, Statistic, Threshold, foresee_weighted
 from plait.engine.reader import Reader
 from plait.engine.worker import Host, Worker
 from plait.engine.writer import Sink
 from plait.ops.errors import KernelError, PlaitError
+from plait.planner.cost import component_bytes
 from plait.planner.plan import Component, Plan
 from plait.planner.program import Stage, scope_of
-from plait.planner.schedule import WINDOW, stage_sweeps, state_bytes
+from plait.planner.schedule import WINDOW, stage_sweeps
+
+#: Pieces of the whole model that model-wide thresholds are judged by.
+_SCOPE_PIECES = 256
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +60,7 @@ def execute(plan: Plan, sink: Sink, reader: Reader, events: Events | None = None
     host = Host(plan, reader, sink, events or Quiet(), report, [stage_sweeps(p, after) for p in plan.programs])
     run = _Run(host)
     host.events.started(plan)
+    _foresee_scopes(run)
     for sweep in range(plan.sweeps):
         run.sweep(sweep, frozenset())
         _finish_scopes(run, sweep)
@@ -66,8 +72,9 @@ def execute(plan: Plan, sink: Sink, reader: Reader, events: Events | None = None
 class _Run:
     def __init__(self, host: Host) -> None:
         self.host, plan = host, host.plan
-        fixed = plan.prediction.runtime_bytes + plan.workers * plan.prediction.worker_bytes
+        fixed = plan.prediction.runtime_bytes + plan.workers * (plan.prediction.worker_bytes + plan.prediction.slab_bytes)
         self.ledger = Ledger(max(plan.budget_bytes, fixed), fixed, fixed)
+        self.states = [component_bytes(program) for program in plan.programs]
         kernels: dict[Hashable, Kernel] = {}
         self.workers = [Worker(plan, kernels) for _ in range(plan.workers)]
         self.runs: dict[str, ComponentRun] = {}
@@ -151,18 +158,22 @@ class _Run:
         number, component = self.waiting[0]
         if self.open and number - self.open[0].number >= WINDOW * plan.workers:
             return None
-        needed = state_bytes(plan.programs[component.program], component.keep_inputs)
+        needed = self.states[component.program]
         if not self.ledger.lease(needed):
             return None
         self.waiting.popleft()
+        task = _Open(number, component, self.component_run(component).passes(self.number, self.recount), needed)
+        self.open.append(task)
+        return task
+
+    def component_run(self, component: Component) -> ComponentRun:
+        """The run of a component; with several sweeps its small values live from one to the next."""
         run = self.runs.get(component.name)
         if run is None:
             run = ComponentRun(self.host, component)
-            if plan.sweeps > 1:
+            if self.host.plan.sweeps > 1:
                 self.runs[component.name] = run
-        task = _Open(number, component, run.passes(self.number, self.recount), needed)
-        self.open.append(task)
-        return task
+        return run
 
     def _unit_done(self, task: _Open) -> bool:
         with self.condition:
@@ -183,6 +194,27 @@ class _Run:
 
 
 # -- model-wide statistics ------------------------------------------------------------------------
+def _foresee_scopes(run: _Run) -> None:
+    """Judge the digits of the model-wide thresholds of the first sweep by a sample of every tensor."""
+    host = run.host
+    first = {s.key: s for s in host.plan.scopes if s.sweep == 0 and s.key in host.statistics}
+    if not first:
+        return
+    host.workers[threading.get_ident()] = run.workers[0]
+    samples: dict[str, list[tuple[Array, float]]] = {key: [] for key in first}
+    for component in host.plan.components:
+        program = host.plan.program_of(component)
+        for number, stage in enumerate(program.stages):
+            folds = [i for i in stage.folds if scope_of(program.nodes[i]) in first]
+            if not folds or host.sweeps[component.program][number] or stage.residents or not program.numel:
+                continue
+            pieces = max(1, round(_SCOPE_PIECES * program.numel / first[scope_of(program.nodes[folds[0]])].numel))
+            for i, values in zip(folds, run.component_run(component).sample(stage, folds, pieces), strict=True):
+                samples[scope_of(program.nodes[i])].append((values, program.numel / max(values.size, 1)))
+    for key, found in samples.items():
+        host.statistics[key].bucket = foresee_weighted(found, host.statistics[key].density)
+
+
 def _finish_scopes(run: _Run, sweep: int) -> None:
     """Give the statistics that end with this sweep their values."""
     host = run.host
@@ -195,9 +227,14 @@ def _finish_scopes(run: _Run, sweep: int) -> None:
             host.scope_values[scope.key] = {"": total}
     thresholds = [scope.key for scope in ending if scope.key in host.statistics and scope.numel]
     again = [key for key in thresholds if not host.statistics[key].foreseen()]
+    wrong = [key for key in again if host.statistics[key].bucket >= 0]
+    for key in wrong:
+        host.statistics[key].start_over()
+    if wrong:
+        run.sweep(sweep, frozenset(wrong))
+    for key in again:
+        host.statistics[key].look_into_right_digit()
     if again:
-        for key in again:
-            host.statistics[key].look_again()
         run.sweep(sweep, frozenset(again))
     for key in thresholds:
         host.scope_values[key] = _limits(run, key)
@@ -216,24 +253,14 @@ def _limits(run: _Run, key: str) -> dict[str, object]:
         equal = statistic.equal_in(name, threshold)
         if equal is None or before < threshold.quota < before + equal:
             stage, fold = _stage_of(component_run, key)
-            worker.arrange(component_run.program, stage)
             limit = component_run.search_ties(worker, stage, fold, threshold, before)
             if equal is None:
-                equal = _count_ties(component_run, worker, stage, fold, threshold)
+                equal = component_run.count_ties(worker, stage, fold, threshold)
         else:
             limit = NO_LIMIT if before + equal <= threshold.quota else 0.0
         values[name] = np.array([float(threshold.key), limit])
         before += equal
     return values
-
-
-def _count_ties(component_run: ComponentRun, worker: Worker, stage: Stage, fold: int, threshold: Threshold) -> int:
-    x = component_run.program.nodes[fold].inputs[0]
-    total = 0
-    for _, first, n in component_run.blocks(stage):
-        keys = component_run.values(worker, stage, x, first, n).view(np.uint32) & np.uint32(0x7FFFFFFF)
-        total += int(np.count_nonzero(keys == threshold.key))
-    return total
 
 
 def _stage_of(component_run: ComponentRun, key: str) -> tuple[Stage, int]:

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from plait.engine.blockrun import RAW, Array, BlockData, BlockResult
+from plait.engine.blockrun import RAW, Array, BlockData, BlockResult, Counts
 from plait.engine.codegen import Kernel
 from plait.ops.kernels import philox
 from plait.ops.kernels.rank import row_ranks
 from plait.ops.kernels.reduce import lane_sum
+from plait.ops.kernels.select import keys as magnitudes
 from plait.ops.op import OPS
-from plait.planner.blocks import COARSE, FINE
+from plait.planner.blocks import COARSE
 from plait.planner.program import Node, Program, Stage
 
 _TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
@@ -106,15 +107,17 @@ class Interpreter:
             for partial in partials.tolist():
                 total += partial
             sums.append(total)
-        if not self.kernel.selects:
-            return BlockResult(sums, None, None)
-        coarse, fine = np.zeros((len(self.kernel.selects), COARSE), np.int64), np.zeros((len(self.kernel.selects), FINE), np.int64)
-        for k, i in enumerate(self.kernel.selects):
-            x = _float(values[self.program.nodes[i].inputs[0]]).contiguous().view(-1).numpy()
-            keys = x.view(np.uint32) & np.uint32(0x7FFFFFFF)
-            coarse[k] = np.bincount(keys >> 16, minlength=COARSE)
-            fine[k] = np.bincount(keys[(keys >> 16) == data.buckets[k]] & 0xFFFF, minlength=FINE) if data.buckets[k] >= 0 else 0
-        return BlockResult(sums, coarse, fine)
+        return BlockResult(sums, [self._counts(i, bucket, values) for i, bucket in zip(self.kernel.selects, data.buckets, strict=False)])
+
+    def _counts(self, i: int, bucket: int, values: dict[int, Any]) -> Counts:
+        if bucket < -1:
+            return Counts()
+        keys = magnitudes(_float(values[self.program.nodes[i].inputs[0]]).contiguous().view(-1).numpy())
+        digits = keys >> 16
+        if bucket == -1:
+            return Counts(coarse=np.bincount(digits, minlength=COARSE))
+        places, fine = np.unique(keys[digits == bucket] & 0xFFFF, return_counts=True)
+        return Counts(int(np.count_nonzero(digits > bucket)), places, fine)
 
 
 def _float(x: Any) -> Any:

@@ -1,8 +1,9 @@
 """Exact k-th magnitudes from histograms that were counted block by block.
 
-Keys are the bits of |x| as integers. One pass counts their upper halves (coarse) and, for the one
-upper half that a sample foresaw, the lower halves (fine). If the sample was right the threshold is
-known; if not, one more pass counts the lower halves of the right one. The result is the same.
+Keys are the bits of |x| as integers, read as two digits: upper half (coarse) and lower half (fine). A
+sample foresees the coarse digit of the threshold; one pass counts the elements above it and the fine
+digits within it. If the sample was right the threshold is known. If not, one pass counts the coarse
+digits and another looks into the right one. The result is the same.
 
 Of elements equal to the threshold only the first few may be kept; `limit` is the flat index from
 which they no longer are. Blocks remember their fine counts where these are few (they are, where ties
@@ -18,11 +19,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from plait.engine.blockrun import Counts
 from plait.ops.kernels.select import coarse_bucket, count_from_density, fine_threshold, order_stat
-from plait.planner.blocks import COARSE, FINE
+from plait.ops.kernels.select import keys as magnitudes
+from plait.planner.blocks import FINE
 from plait.planner.cost import SPARSE_LIMIT
 
-Counts = npt.NDArray[np.int64]
+Histogram = npt.NDArray[np.int64]
 #: Every tie is kept.
 NO_LIMIT = float(1 << 62)
 
@@ -49,24 +52,27 @@ class Threshold:
 
 @dataclass(slots=True)
 class Statistic:
-    """Histograms of one order statistic, filled by blocks in any order.
+    """One order statistic, counted by blocks in any order.
 
     Attributes:
         density: decimal text of the fraction kept.
         ties: `first` or `all`, as in `plait.ops.algebra.top`.
         numel: elements counted, once complete.
-        bucket: coarse digit that the fine histogram looks into, -1 before one is known.
-        coarse, fine: totals.
-        sparse: for each block the fine counts that are not zero, or None where there were too many.
+        bucket: coarse digit that is looked into; -1 while the coarse digits themselves are counted.
+        above: elements above the bucket.
+        fine: how often each fine digit occurs in the bucket.
+        coarse: how often each coarse digit occurs, once that was counted.
+        sparse: for each block the fine digits that occur in it, or None where there were too many.
     """
 
     density: str
     ties: str
     numel: int
     bucket: int = -1
-    coarse: Counts = field(default_factory=lambda: np.zeros(COARSE, np.int64))
-    fine: Counts = field(default_factory=lambda: np.zeros(FINE, np.int64))
-    sparse: dict[Any, tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]] | None] = field(default_factory=dict)
+    above: int = 0
+    fine: Histogram = field(default_factory=lambda: np.zeros(FINE, np.int64))
+    coarse: Histogram | None = None
+    sparse: dict[Any, tuple[npt.NDArray[np.uint16], Histogram] | None] = field(default_factory=dict)
 
     @property
     def k(self) -> int:
@@ -75,32 +81,48 @@ class Statistic:
             return min(self.numel, order_stat(self.density, self.numel))
         return count_from_density(self.density, self.numel)
 
-    def add(self, block: Any, coarse: Counts | None, fine: Counts) -> None:
-        """Add one block's histograms; `coarse` is None in a pass that only counts the fine ones."""
-        if coarse is not None:
-            self.coarse += coarse
+    def add(self, block: Any, counts: Counts) -> None:
+        """Add what one block counted."""
+        if counts.coarse is not None:
+            self.coarse = counts.coarse.copy() if self.coarse is None else self.coarse + counts.coarse
+        if counts.places is not None and counts.fine is not None:
+            self.above += counts.above
+            self.fine[counts.places] += counts.fine
+            few = counts.places.size <= SPARSE_LIMIT
+            self.sparse[block] = (counts.places.astype(np.uint16), counts.fine) if few else None
+
+    def counts(self) -> Counts:
+        """Everything counted so far, to be added to a wider statistic."""
         if self.bucket < 0:
-            return
-        places = np.flatnonzero(fine)
-        self.fine[places] += fine[places]
-        self.sparse[block] = (places.astype(np.uint16), fine[places]) if places.size <= SPARSE_LIMIT else None
+            return Counts(coarse=self.coarse)
+        places = np.flatnonzero(self.fine)
+        return Counts(self.above, places, self.fine[places])
 
     def foreseen(self) -> bool:
-        """Whether the fine histogram is that of the right coarse digit."""
-        return self.bucket == coarse_bucket(self.coarse, self.k)[0]
+        """Whether the threshold lies in the digit that was looked into."""
+        return self.bucket >= 0 and self.above < self.k <= self.above + int(self.fine.sum())
 
-    def look_again(self) -> None:
-        """Prepare for a pass over the right coarse digit."""
-        self.bucket = coarse_bucket(self.coarse, self.k)[0]
+    def start_over(self) -> None:
+        """Prepare for a pass that counts the coarse digits."""
+        self.look_into(-1)
+        self.coarse = None
+
+    def look_into_right_digit(self) -> None:
+        """Prepare for a pass over the digit that the coarse counts tell."""
+        assert self.coarse is not None
+        self.look_into(coarse_bucket(self.coarse, self.k)[0])
+
+    def look_into(self, bucket: int) -> None:
+        """Prepare for a pass over a coarse digit."""
+        self.bucket, self.above = bucket, 0
         self.fine[:] = 0
         self.sparse.clear()
 
     def threshold(self) -> Threshold:
-        """The exact threshold; the fine histogram must be that of the right digit."""
-        bucket, above = coarse_bucket(self.coarse, self.k)
-        low, greater, equal = fine_threshold(self.fine, self.k - above)
-        quota = equal if self.ties == "all" else self.k - above - greater
-        return Threshold((bucket << 16) | low, quota, equal)
+        """The exact threshold; the digit that was looked into must be the right one."""
+        low, greater, equal = fine_threshold(self.fine, self.k - self.above)
+        quota = equal if self.ties == "all" else self.k - self.above - greater
+        return Threshold((self.bucket << 16) | low, quota, equal)
 
     def equal_in(self, block: Any, threshold: Threshold) -> int | None:
         """How many elements of a block equal the threshold, if the block remembers."""
@@ -112,14 +134,30 @@ class Statistic:
         return int(counts[at]) if at < places.size and places[at] == threshold.key & 0xFFFF else 0
 
 
+def foresee_weighted(samples: list[tuple[npt.NDArray[np.float32], float]], density: str) -> int:
+    """Coarse digit in which a model-wide threshold probably lies.
+
+    Args:
+        samples: of each tensor some values, and how many elements each value stands for.
+        density: fraction kept.
+    """
+    samples = [(x, w) for x, w in samples if x.size]
+    if not samples:
+        return -1
+    keys = np.concatenate([magnitudes(x) for x, _ in samples])
+    weights = np.concatenate([np.full(x.size, w) for x, w in samples])
+    order = np.argsort(-keys.astype(np.int64), kind="stable")
+    mass = np.cumsum(weights[order])
+    place = int(np.searchsorted(mass, float(density) * mass[-1]))
+    return int(keys[order[min(place, order.size - 1)]] >> 16)
+
+
 def foresee(sample: npt.NDArray[np.float32], density: str) -> int:
-    """Coarse digit in which the threshold of a tensor probably lies, judged by a sample of it."""
+    """Coarse digit in which the threshold probably lies, judged by a sample."""
     if sample.size == 0:
         return -1
-    k = count_from_density(density, sample.size)
-    keys = sample.view(np.uint32) & np.uint32(0x7FFFFFFF)
-    place = sample.size - k
-    return int(np.partition(keys, place)[place] >> 16)
+    place = sample.size - count_from_density(density, sample.size)
+    return int(np.partition(magnitudes(sample), place)[place] >> 16)
 
 
 def tie_limit(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from plait.engine.blockrun import Array, BlockRunner, make_runner
+from plait.engine.blockrun import Array, BlockRunner, Counts, make_runner
 from plait.engine.codegen import Kernel, generate
 from plait.engine.events import Events, Report
 from plait.engine.orderstat import Statistic
@@ -89,11 +89,22 @@ class Host:
     sums: dict[str, dict[str, float]] = field(default_factory=dict)
     scope_values: dict[str, dict[str, Any]] = field(default_factory=dict)
     workers: dict[int, Worker] = field(default_factory=dict)
+    slabs: list[Array] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def spare_worker(self) -> Worker:
         """The worker of the calling thread."""
         return self.workers[threading.get_ident()]
+
+    def take_slab(self) -> Array:
+        """Memory for a component's inputs; slabs go round, for fresh memory costs a page fault every 4 KiB."""
+        with self._lock:
+            return self.slabs.pop() if self.slabs else np.empty(self.plan.prediction.slab_bytes, np.uint8)
+
+    def give_slab(self, slab: Array) -> None:
+        """Let another component have it."""
+        with self._lock:
+            self.slabs.append(slab)
 
     def progress(self, nbytes: int) -> None:
         """Report bytes done."""
@@ -111,10 +122,10 @@ class Host:
         with self._lock:
             self.sums.setdefault(scope, {})[tensor] = value
 
-    def add_counts(self, scope: str, tensor: str, local: Statistic, *, with_coarse: bool) -> None:
-        """A tensor's histograms of a model-wide order statistic."""
+    def add_counts(self, scope: str, tensor: str, counts: Counts) -> None:
+        """What a tensor adds to a model-wide order statistic."""
         with self._lock:
-            self.statistics[scope].add(tensor, local.coarse if with_coarse else None, local.fine)
+            self.statistics[scope].add(tensor, counts)
 
     def scope_value(self, scope: str, tensor: str) -> Any:
         """The finished model-wide statistic, as a tensor uses it."""

@@ -33,8 +33,8 @@ class Op:
     Attributes:
         name: unique name, part of content keys.
         kind: how it runs.
-        code: scalar expression; `{0}`, `{1}` are the inputs, `{zero}`, `{one}` typed literals, `{index}` the flat
-            element index (int64). Ops that the code generator treats by name have none.
+        code: scalar expression; `{0}`, `{1}` are the inputs, `{zero}`, `{one}` typed literals. For `keep_top` the
+            generator passes as `{1}` the smallest key that is kept at the element. Ops that it treats by name have none.
         arrays: `(xp, *inputs)` on whole arrays of the block, same meaning.
         result: dtype of the result; `same` takes the first float input's.
         casts: type each input is read as in `code`: `f` the computing float, `u` uint32, `i` int64, `b` bool.
@@ -95,7 +95,7 @@ declare("magnitude_key", "map", "(f32_to_bits({0}) & MAGNITUDE)", lambda xp, a: 
 declare(
     "keep_top",
     "map",
-    "(({0} > {1}) | (({0} == {1}) & ({index} < {2})))",
+    "({0} >= {1})",
     lambda xp, key, cut, limit, index=None: (key > cut) | ((key == cut) & (index < limit)),
     result="bool",
     casts="uui",

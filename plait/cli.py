@@ -39,24 +39,30 @@ A recipe is mergekit's YAML:
 
 
 class _Group(click.Group):
-    """Turns plait's errors into one line and an exit status."""
+    """Turns plait's errors, and click's, into one line and an exit status."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         debug = "--debug" in (kwargs.get("args") or sys.argv[1:])
         try:
-            return super().main(*args, **kwargs)
+            # not click's own standalone mode: it would print usage errors its way and turn an interrupt into exit status 1
+            status = super().main(*args, **{**kwargs, "standalone_mode": False})
+            sys.exit(status if isinstance(status, int) else 0)
+        except click.UsageError as error:
+            if type(error).__name__ == "NoArgsIsHelpError":  # a bare `plait`: its message is the whole help
+                error.show()
+            else:
+                path = error.ctx.command_path if error.ctx else "plait"
+                click.echo(f"plait: {error.format_message().rstrip('.')}; `{path} --help` says what it takes", err=True)
+            sys.exit(error.exit_code)
+        except click.Abort:  # Ctrl-C
+            click.echo("plait: interrupted; nothing was published. Give the same command to start again", err=True)
+            sys.exit(130)
         except PlaitError as error:
             if debug:
                 raise
             lines = error.message.splitlines() or [type(error).__name__]
             click.echo("\n".join([f"plait: {lines[0]}", *(f"       {line}" for line in lines[1:])]), err=True)
             sys.exit(error.exit_status)
-        except KeyboardInterrupt:
-            click.echo("plait: interrupted; nothing was published. Give the same command to start again", err=True)
-            sys.exit(130)
-        except BrokenPipeError:
-            sys.stderr.close()
-            sys.exit(0)
         except Exception as error:
             if debug:
                 raise

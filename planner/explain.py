@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from plait.planner.cost import input_bytes, output_bytes, selects, stage_read_bytes
+from plait.planner.cost import component_bytes, input_bytes, output_bytes, selects, stage_read_bytes
 from plait.planner.expressions import used_inputs
 from plait.planner.plan import Component, Plan
 from plait.planner.program import Program, Stage, scope_of
-from plait.planner.schedule import size, state_bytes
+from plait.planner.schedule import size, slab_bytes
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -101,7 +101,9 @@ def to_tree(plan: Plan) -> Tree:
     root = Tree(f"[bold]{escape(plan.title)}[/]  {len(plan.components)} tensors, {files}, plan {plan.fingerprint[:12]}")
     need = root.add("[bold]needs[/]")
     need.add(f"peak memory  {size(p.peak_bytes)} of {size(plan.budget_bytes)} (smallest budget that works: {size(p.minimum_bytes)})")
-    need.add(f"             {size(p.runtime_bytes)} program + {plan.workers} workers x {size(p.worker_bytes)} buffers + {size(p.state_bytes)} held")
+    need.add(
+        f"             {size(p.runtime_bytes)} program + {plan.workers} workers x {size(p.worker_bytes + p.slab_bytes)} buffers + {size(p.state_bytes)} held"
+    )
     if p.peak_task:
         need.add(f"             set by {escape(p.peak_task)}")
     extra = f" (+ up to {size(p.bytes_read_extra)} where a sample mispredicts a threshold)" if p.bytes_read_extra else ""
@@ -156,7 +158,7 @@ def _add_groups(root: Tree, plan: Plan) -> None:
             first = group.components[0]
             program = plan.program_of(first)
             read = sum(stage_read_bytes(program, s) for s in program.stages) if program.stages and not first.keep_inputs else input_bytes(program)
-            held = state_bytes(program, first.keep_inputs)
+            held = component_bytes(program) + (slab_bytes(program) if first.keep_inputs else 0)
             count = f"{group.count} x " if group.count > 1 else ""
             line = branch.add(f"{count}{escape(group.label)} {list(group.shape)} {program.dtype}".replace("[", "\\["))
             holds = f", holds {size(held)}" if held >= 1 << 20 else ""

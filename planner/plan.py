@@ -63,6 +63,7 @@ class Prediction:
         runtime_bytes: part of it for compiled code, the plan itself and thread stacks.
         worker_bytes: part of it for each worker's buffers.
         state_bytes: part of it for what components hold between and beside blocks.
+        slab_bytes: size of each worker's slab, in which inputs stay between passes.
         peak_task: name of the component that sets the peak.
         bytes_read: stored bytes read, all passes.
         bytes_read_extra: more at most, should the digits of order statistics not be foreseen.
@@ -76,6 +77,7 @@ class Prediction:
     runtime_bytes: int
     worker_bytes: int
     state_bytes: int
+    slab_bytes: int
     peak_task: str
     bytes_read: int
     bytes_read_extra: int

@@ -141,9 +141,9 @@ def split_row_lengths(root: LazyTensor) -> LazyTensor:
             lengths |= {node.param("row_length")}
         new = [n for n, _ in inputs]
         if len(lengths) > 1:
-            longest = max(lengths)
-            new = [_hold(n) if n.space == "tensor" and r - {longest} else n for n, r in inputs]
-            lengths = frozenset({longest})
+            chosen = int(node.param("row_length")) if node.op.kind == "rows" else max(lengths)
+            new = [_hold(n) if n.space == "tensor" and r - {chosen} else n for n, r in inputs]
+            lengths = frozenset({chosen})
         same = tuple(new) == node.inputs
         node_new = node if same else LazyTensor(node.op, tuple(new), node.params, shape=node.shape, dtype=node.dtype, space=node.space)
         made[node] = (node_new, lengths)
@@ -251,13 +251,13 @@ def _stage(nodes: Sequence[Node], needed: set[int], ready: dict[int, int], numbe
     )
 
 
-def probe_stage(program: Program, stage: Stage, node: int) -> Stage:
-    """A stage like `stage` that only computes the tensor `node` and keeps it, block by block."""
-    closure = _closure(program.nodes, [node])
+def probe_stage(program: Program, stage: Stage, nodes: tuple[int, ...]) -> Stage:
+    """A stage like `stage` that only computes some tensor nodes and keeps them, block by block."""
+    closure = _closure(program.nodes, nodes)
     compute = tuple(sorted(i for i in closure if program.nodes[i].kind in ("map", "rows")))
     loads = tuple(sorted(i for i in closure if program.nodes[i].kind == "load"))
     residents = tuple(sorted(i for i in closure if program.nodes[i].kind == "whole"))
-    return replace(stage, loads=loads, residents=residents, compute=compute, folds=(), keeps=(node,), store=False, wholes=(), scopes=())
+    return replace(stage, loads=loads, residents=residents, compute=compute, folds=(), keeps=nodes, store=False, wholes=(), scopes=())
 
 
 def _small_below(nodes: Sequence[Node], indices: Iterable[int]) -> set[int]:

@@ -11,7 +11,7 @@ from plait.planner.blocks import stage_buffers
 from plait.planner.cost import WORKSPACE, component_bytes, input_bytes, output_bytes, recounts, stage_read_bytes, tensor_bytes
 from plait.planner.expressions import OutputSpec, compile_specs, used_inputs
 from plait.planner.plan import Component, Plan, Prediction, Scope
-from plait.planner.program import Program, scope_of
+from plait.planner.program import Program
 from plait.planner.types import FileIdentity, Layout
 
 MIB = 1 << 20
@@ -208,19 +208,20 @@ def _with_inputs_kept(component: Component, program: Program, limit: int) -> Com
     reads = sum(1 + recounts(program, stage) for stage in program.stages if stage.loads)
     if any(stage.scopes for stage in program.stages):  # memory is not held from one sweep to the next
         return component
-    if reads < 2 or input_bytes(program) > limit:
+    if reads < 2 or slab_bytes(program) > limit:
         return component
     return Component(component.name, component.program, component.inputs, True, component.role, component.layer, component.origin)
 
 
-def state_bytes(program: Program, keep_inputs: bool) -> int:
-    """Bytes that a running component holds beside its workers' buffers."""
-    return component_bytes(program) + (input_bytes(program) + 4096 * len(program.slots) if keep_inputs else 0)
+def slab_bytes(program: Program) -> int:
+    """Bytes of memory that all inputs of a component take when they stay between its passes."""
+    return input_bytes(program) + 4096 * len(program.slots)
 
 
 def _predict(programs: Sequence[Program], components: Sequence[Component], memory: _Memory) -> Prediction:
-    states = [state_bytes(programs[c.program], c.keep_inputs) for c in components]
-    peak_state, peak_at = _widest_window(states, memory.workers, memory.state_limit)
+    slab = max((slab_bytes(programs[c.program]) for c in components if c.keep_inputs), default=0)
+    states = [component_bytes(programs[c.program]) for c in components]
+    peak_state, peak_at = _widest_window(states, memory.workers, memory.state_limit - memory.workers * slab)
     read = extra = written = copied = passes = 0
     for c in components:
         p = programs[c.program]
@@ -233,12 +234,11 @@ def _predict(programs: Sequence[Program], components: Sequence[Component], memor
         reads = [stage_read_bytes(p, s) for s in p.stages]
         read += input_bytes(p) if c.keep_inputs else sum(reads)
         again = 0 if c.keep_inputs else sum(r for r, s in zip(reads, p.stages, strict=True) if recounts(p, s))
-        model_wide = any(scope_of(p.nodes[i]).startswith("kth") for s in p.stages for i in s.folds)
-        read, extra = (read + again, extra) if model_wide else (read, extra + again)
-        passes = max(passes, 1 if c.keep_inputs else sum(1 for s in p.stages if s.loads) + (1 if again and model_wide else 0))
+        extra += 2 * again
+        passes = max(passes, 1 if c.keep_inputs else sum(1 for s in p.stages if s.loads))
     name = components[peak_at].name if components and peak_state > memory.per_worker else memory.peak_task
-    peak = memory.runtime + memory.workers * memory.per_worker + peak_state
-    return Prediction(peak, memory.runtime, memory.per_worker, peak_state, name, read, extra, written, copied, passes, memory.minimum)
+    peak = memory.runtime + memory.workers * (memory.per_worker + slab) + peak_state
+    return Prediction(peak, memory.runtime, memory.per_worker, peak_state, slab, name, read, extra, written, copied, passes, memory.minimum)
 
 
 def _widest_window(states: Sequence[int], workers: int, limit: int) -> tuple[int, int]:

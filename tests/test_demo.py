@@ -133,9 +133,11 @@ def test_readers_know_the_three_formats(tmp_path: Path):
 
 
 def test_damaged_data_file_is_named(tmp_path: Path):
-    """A line of an unknown class ends in the file's name, not in a traceback."""
-    (tmp_path / "question_labels.txt").write_text("WHAT:ever Is this known ?\n", encoding="utf-8")
-    with pytest.raises(PlaitError, match=r"question_labels\.txt is not the file"):
+    """A rating that is no number ends in the file's name, not in a traceback."""
+    file = tmp_path / tasks.SOURCES[0].file
+    file.parent.mkdir(parents=True)
+    file.write_text("id\tsentiment\ttext\n1\tgood\tA splash\n", encoding="utf-8")
+    with pytest.raises(PlaitError, match=rf"{file.name} is not the file that the demo knows"):
         tasks.load_tasks(tmp_path)
 
 
@@ -277,10 +279,10 @@ def test_import_baseline_grows_with_what_is_imported():
 
 
 def test_a_failed_command_is_told_in_its_own_words():
-    """What the command said and its status are in the error; its output is not lost."""
+    """What the command said and its status are those of the error."""
     with pytest.raises(PlaitError, match=r"`plait plan no-such\.yaml` ended with status 3 and said: no such recipe") as error:
         merging.run_watched([sys.executable, "-c", "import sys; print('no such recipe'); sys.exit(3)", "plan", "no-such.yaml"], quiet(), {})
-    assert error.value.facts["status"] == 3
+    assert error.value.exit_status == 3
 
 
 def test_a_plan_without_a_prediction_is_an_error():

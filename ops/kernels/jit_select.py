@@ -16,25 +16,58 @@ _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _COARSE_SHIFT = np.uint32(16)
 _FINE_MASK = np.uint32(0xFFFF)
 _SCAN = 1024
+_GROUP = 16
 
 
 @njit(nogil=True, boundscheck=False, error_model="numpy")
-def hist_coarse_fine(x: Any, n: Any, coarse: Any, bucket: Any, fine: Any) -> None:
-    """Add `x[:n]` to the histogram of coarse digits, and the elements of one bucket to that of fine digits.
+def count_digits(x: Any, n: Any, bucket: Any, coarse: Any, fine: Any) -> Any:
+    """Count `x[:n]` for an order statistic, in one of two ways.
 
     Args:
         x: float32 values.
         n: how many of them, int64.
-        coarse: int64 `[32768]`, added to.
-        bucket: int64, the coarse digit whose elements `fine` counts; -1 for none.
-        fine: int64 `[65536]`, added to.
+        bucket: int64; -1 counts the coarse digits, 0 or more looks into that bucket, below -1 counts nothing.
+        coarse: int64 `[32768]`, added to when `bucket` is -1.
+        fine: int32 `[65536]`, the fine digits of the bucket's elements, added to.
+
+    Returns:
+        How many elements lie above the bucket (int64), 0 without one.
     """
-    for i in range(uint64(n)):
-        key = f32_to_bits(x[i]) & _MAGNITUDE
-        digit = key >> _COARSE_SHIFT
-        coarse[digit] += 1
-        if int64(digit) == bucket:
-            fine[key & _FINE_MASK] += 1
+    if bucket < -1:
+        return int64(0)
+    if bucket == -1:
+        for i in range(uint64(n)):
+            coarse[(f32_to_bits(x[i]) & _MAGNITUDE) >> _COARSE_SHIFT] += 1
+        return int64(0)
+    low = uint32(bucket) << uint32(16)
+    above = int64(0)
+    for first in range(uint64(0), uint64(n), uint64(_SCAN)):
+        last = min(uint64(n), first + uint64(_SCAN))
+        above += _count_above(x, first, last, low | _FINE_MASK)
+        for i in range(first, last, uint64(_GROUP)):
+            _count_fine(x, i, min(last, i + uint64(_GROUP)), low, fine)
+    return above
+
+
+@njit(inline="always")
+def _count_above(x: Any, first: Any, last: Any, high: Any) -> Any:
+    found = uint32(0)
+    for i in range(first, last):
+        found += uint32((f32_to_bits(x[i]) & _MAGNITUDE) > high)
+    return int64(found)
+
+
+@njit(inline="always")
+def _count_fine(x: Any, first: Any, last: Any, low: Any, fine: Any) -> None:
+    """Count the bucket's elements of a short run; most runs have none, which one SIMD comparison tells."""
+    inside = uint32(0)
+    for i in range(first, last):
+        inside |= uint32(((f32_to_bits(x[i]) & _MAGNITUDE) - low) <= _FINE_MASK)
+    if inside > uint32(0):
+        for i in range(first, last):
+            digit = (f32_to_bits(x[i]) & _MAGNITUDE) - low
+            if digit <= _FINE_MASK:
+                fine[digit] += 1
 
 
 @njit(nogil=True, boundscheck=False, error_model="numpy")

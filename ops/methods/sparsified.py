@@ -59,8 +59,8 @@ def keep_thresholds(*, density: float, epsilon: float, length: int) -> Any:
 def rank_drop(t: MergeInputs, expert: int, density: float, epsilon: float, seed: int, rescale: bool, rescale_by: str) -> LazyTensor:
     """DELLA's task vector: larger magnitudes in a row are kept more often, then divided by their own probability."""
     delta = t.deltas[expert]
-    if density >= 1.0:
-        return delta
+    if density >= 1.0 or epsilon == 0.0:
+        return drop(t, expert, density, seed, rescale, rescale_by)
     if not 0.0 < density - epsilon <= density + epsilon < 1.0:
         raise ValueError(
             f"density {density:g} and epsilon {epsilon:g} give keep probabilities outside 0 to 1: epsilon must be below {min(density, 1 - density):g}"

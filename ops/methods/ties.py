@@ -127,8 +127,12 @@ def same_l1(sparse: LazyTensor, dense: LazyTensor) -> LazyTensor:
 
 
 def add_delta(base: LazyTensor, delta: LazyTensor | None, lam: float) -> LazyTensor:
-    """base + lam * delta; the base itself when there is no delta or lam is 0."""
-    return base if delta is None or lam == 0.0 else base + lam * delta
+    """base + lam * delta; the base itself when there is no delta or lam is 0, the expert itself when delta is all that sets it apart."""
+    if delta is None or lam == 0.0:
+        return base
+    if lam == 1.0 and delta.op.name == "sub" and delta.inputs[1] is base:
+        return delta.inputs[0]  # base + (expert - base) without its two roundings: bit for bit, and copied unread
+    return base + lam * delta
 
 
 class Ballot:

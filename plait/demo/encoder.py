@@ -24,7 +24,7 @@ from plait.ops.errors import CheckpointError
 Weights = Mapping[str, Tensor]
 
 MAX_TOKENS = 40
-"""Texts are cut here; only a few of the demo's are longer."""
+"""Texts are cut here; most of the demo's are shorter."""
 
 
 @dataclass(frozen=True, slots=True)

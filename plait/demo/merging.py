@@ -104,7 +104,7 @@ def run_watched(command: Sequence[str], console: Console, environment: Mapping[s
         kept.seek(0)
         text = kept.read().rstrip()
     if process.returncode != 0:
-        raise PlaitError(_failure(command, process.returncode, text), status=process.returncode)
+        raise _failure(command, process.returncode, text)
     if text:
         console.print(Text.from_ansi(text), soft_wrap=True)
     return peak
@@ -187,7 +187,7 @@ def _environment(console: Console) -> dict[str, str]:
 def _output(command: list[str], console: Console) -> str:
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=_environment(console))
     if done.returncode != 0:
-        raise PlaitError(_failure(command, done.returncode, done.stderr.strip()), status=done.returncode)
+        raise _failure(command, done.returncode, done.stderr.strip())
     return done.stdout.rstrip()
 
 
@@ -195,6 +195,9 @@ def _show_command(text: str, console: Console) -> None:
     console.print(Text.assemble(("$ ", "dim"), text), soft_wrap=True)
 
 
-def _failure(command: Sequence[str], status: int, text: str) -> str:
-    said = f" and said: {text}" if text else "; its message is above"
-    return f"`plait {' '.join(command[3:])}` ended with status {status}{said}"
+def _failure(command: Sequence[str], status: int, text: str) -> PlaitError:
+    """The command's own message; the demo ends with the command's own status."""
+    said = f" and said: {text.removeprefix('plait: ')}" if text else "; its message is above"
+    error = PlaitError(f"`plait {' '.join(command[3:])}` ended with status {status}{said}", status=status)
+    error.exit_status = status
+    return error

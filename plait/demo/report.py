@@ -29,7 +29,7 @@ class Row:
 
 def accuracy_table(rows: Sequence[Row], tasks: Sequence[str], tested: int) -> Table:
     """Accuracy of every checkpoint on every task, in per cent; the best of a column is bold."""
-    table = Table(title=f"Accuracy in %, on {tested} unseen texts a task", title_justify="left", pad_edge=False)
+    table = Table(title=f"Accuracy in %, on {tested} unseen texts a task", title_justify="left")
     table.add_column("checkpoint", no_wrap=True)
     for task in [*tasks, "mean"]:
         table.add_column(task, justify="right", no_wrap=True)
@@ -48,7 +48,7 @@ def accuracy_table(rows: Sequence[Row], tasks: Sequence[str], tested: int) -> Ta
 
 def cost_table(rows: Sequence[Row], memory: str) -> Table:
     """Seconds, bytes and peak memory of every merge."""
-    table = Table(title=f"Cost of each merge, --memory {memory}", title_justify="left", pad_edge=False)
+    table = Table(title=f"Cost of each merge, --memory {memory}", title_justify="left")
     table.add_column("merge", no_wrap=True)
     for heading in ("seconds", "written", "predicted peak", "measured peak", "imports"):
         table.add_column(heading, justify="right")

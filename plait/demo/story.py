@@ -28,7 +28,7 @@ def tell(root: Path, memory: str, packages: Packages, console: Console) -> None:
         console.rule("[bold]1. the base: a sentence encoder of 22.7 million parameters", align="left")
         config = encoder.BertConfig.read(base)
         weights = encoder.load_weights(base)
-        exams = [training.prepare_exam(task, base, weights, config) for task in tasks]
+        exams = training.at_once(lambda task: training.prepare_exam(task, base, weights, config), tasks)
         rows = [Row(base.name, "base", _grade(exams, weights))]
         _say(console, rows[-1], exams, "reads the label names, knows no task")
         rows += _make_experts(exams, weights, folder, console)
@@ -47,11 +47,12 @@ def _make_experts(exams: Sequence[training.Exam], weights: encoder.Weights, fold
     """Train or find the experts, one a task."""
     console.rule("[bold]2. three experts: its upper three layers trained on a task each", align="left")
     rows = []
-    for exam in exams:
+    with console.status("fine-tuning them, each on one thread"):
+        made = training.at_once(lambda exam: experts.obtain_expert(exam.task, exam, weights, folder, training.Settings()), exams)
+    for exam, expert in zip(exams, made, strict=True):
+        with console.status(f"grading the expert for {expert.task}"):
+            rows.append(Row(expert.task, "expert", _grade(exams, encoder.load_weights(expert.folder))))
         texts = f"{len(exam.task.train)} texts, {len(exam.task.labels)} classes"
-        with console.status(f"training the expert for {exam.task.name} on {texts}, one thread"):
-            expert = experts.obtain_expert(exam.task, exam, weights, folder, training.Settings())
-            rows.append(Row(exam.task.name, "expert", _grade(exams, encoder.load_weights(expert.folder))))
         _say(console, rows[-1], exams, f"{texts}, " + ("kept from an earlier run" if expert.seconds is None else f"trained in {expert.seconds:.0f} s"))
     return rows
 
@@ -73,7 +74,7 @@ def _make_merges(exams: Sequence[training.Exam], folder: DemoFolder, memory: str
 
 
 def _grade(exams: Sequence[training.Exam], weights: encoder.Weights) -> tuple[float, ...]:
-    return tuple(exam.accuracy(weights) for exam in exams)
+    return tuple(training.at_once(lambda exam: exam.accuracy(weights), exams))
 
 
 def _say(console: Console, row: Row, exams: Sequence[training.Exam], note: str) -> None:

@@ -72,24 +72,24 @@ def read_reviews(path: Path) -> Iterator[Example]:
 
 SOURCES = (
     TaskSource(
-        "question",
-        "question_labels.txt",
-        ("an abbreviation", "a description or a reason", "a thing", "a person", "a place", "a number"),
-        read_questions,
-        train=1200,
-        test=300,
-        balanced=False,
-    ),
-    TaskSource("spam", "sms-spam.csv", ("a personal message", "an advertisement"), read_messages, train=500, test=300, balanced=True),
-    TaskSource(
         "sentiment",
         "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",
         ("a bad film", "a good film"),
         read_reviews,
-        train=1200,
+        train=1000,
         test=300,
         balanced=True,
     ),
+    TaskSource(
+        "question",
+        "question_labels.txt",
+        ("an abbreviation", "a description or a reason", "a thing", "a person", "a place", "a number"),
+        read_questions,
+        train=1000,
+        test=300,
+        balanced=False,
+    ),
+    TaskSource("spam", "sms-spam.csv", ("a personal message", "an advertisement"), read_messages, train=400, test=300, balanced=True),
 )
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 F64 = NDArray[np.float64]
 
-_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
+_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "u1"}
 _FRACTION_BITS = {"F32": 23, "F16": 10, "BF16": 7}
 _SMALLEST_EXPONENT = {"F32": -126, "F16": -14, "BF16": -126}
 

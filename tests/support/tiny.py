@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,8 @@ def recipe(method: str, models: Sequence[Path], *, base: Path | None = None, eac
     return json.dumps(text, indent=1)
 
 
-#: Recipes over a base and two experts that between them use every kind of op: `method -> recipe text`.
 def recipes(models: Sequence[Path]) -> dict[str, str]:
-    """Recipes by name; `models` are the base and its experts."""
+    """Recipes by name over a base and its experts; between them they use every kind of op."""
     base, *experts = models
     half = {"weight": 1.0, "density": 0.5}
     wsc = {"method": "magic_wsc", "parameters": {"rule": "ellipsoid"}}
@@ -111,9 +111,38 @@ def recipes(models: Sequence[Path]) -> dict[str, str]:
         "della": recipe("della", experts, base=base, each={**half, "epsilon": 0.1}),
         "model_stock": recipe("model_stock", experts, base=base),
         "iso_c": recipe("iso_c", experts, base=base),
-        "linear_wsc": recipe("linear", experts, base=base, each={"weight": 1.0}, steps=[wsc]) if False else recipe("task_arithmetic", experts, base=base, each={"weight": 0.5}, steps=[wsc]),
+        "linear_wsc": recipe("linear", experts, each={"weight": 1.0}, steps=[{**wsc, "base_model": str(base)}]),
         "passthrough": recipe("passthrough", [base]),
     }
+
+
+def bounded(function: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """What `function` returns; fails instead of hanging the whole suite when it does not end.
+
+    Raises:
+        AssertionError: it still runs after `seconds`.
+    """
+    ended: list[Any] = []
+
+    def call() -> None:
+        try:
+            ended.append((True, function()))
+        except BaseException as error:
+            ended.append((False, error))
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert ended, f"still running after {seconds:g} s: a deadlock"
+    good, value = ended[0]
+    if not good:
+        raise value
+    return value
+
+
+def leftovers(out: Path) -> list[str]:
+    """Names of what a failed run left at its destination or beside it."""
+    return sorted(p.name for p in out.parent.iterdir() if p.name == out.name or p.name.startswith(f".{out.name}."))
 
 
 def elements(shapes: Mapping[str, tuple[int, ...]] = SHAPES) -> int:

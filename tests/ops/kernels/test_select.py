@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from plait.ops.kernels import select
-from plait.ops.kernels.jit_select import count_equal, hist_coarse_fine, nth_equal_index
+from plait.ops.kernels.jit_select import count_digits, count_equal, nth_equal_index
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 few_values = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.0000001, 1e-45, -1e-45, 2.0**-126, 3.4e38])
@@ -20,15 +20,18 @@ arrays = st.one_of(hnp.arrays(np.float32, st.integers(1, 200), elements=finite),
 
 
 def histograms(x, bucket=-1):
-    coarse, fine = np.zeros(select.COARSE_BINS, np.int64), np.zeros(select.FINE_BINS, np.int64)
-    hist_coarse_fine(x, x.size, coarse, bucket, fine)
-    return coarse, fine
+    """Coarse digits, fine digits of the bucket, and how many elements lie above it."""
+    coarse, fine = np.zeros(select.COARSE_BINS, np.int64), np.zeros(select.FINE_BINS, np.int32)
+    above = count_digits(x, x.size, bucket, coarse, fine)
+    return coarse, fine.astype(np.int64), above
 
 
 def kth_largest(x, k):
     """Threshold, how many are greater and how many equal, by the two passes."""
     bucket, above = select.coarse_bucket(histograms(x)[0], k)
-    low, greater, equal = select.fine_threshold(histograms(x, bucket)[1], k - above)
+    _, fine, counted = histograms(x, bucket)
+    assert counted == above
+    low, greater, equal = select.fine_threshold(fine, k - above)
     return select.key_value(bucket << 16 | low), above + greater, equal
 
 
@@ -60,24 +63,36 @@ def test_deltas_of_bfloat16_weights(density):
     assert kth_largest(x, k)[2] > 10
 
 
-def test_a_bucket_predicted_in_the_same_pass_gives_the_same_fine_histogram():
-    """Counting both at once is counting them one after the other, and calls add up over chunks."""
+def test_counts_add_up_over_chunks():
+    """Chunks of any length, also ones that end inside a group of the SIMD loop, count what NumPy counts."""
     x = np.random.default_rng(1).standard_normal(10_001).astype(np.float32)
+    keys = select.keys(x)
     bucket, _ = select.coarse_bucket(histograms(x)[0], 2000)
-    coarse, fine = np.zeros(select.COARSE_BINS, np.int64), np.zeros(select.FINE_BINS, np.int64)
+    coarse, fine, above = np.zeros(select.COARSE_BINS, np.int64), np.zeros(select.FINE_BINS, np.int32), 0
     for start in range(0, x.size, 777):
         part = x[start : start + 777]
-        hist_coarse_fine(part, part.size, coarse, bucket, fine)
-    keys = select.keys(x)
+        above += count_digits(part, part.size, bucket, coarse, fine)
+        count_digits(part, part.size, -1, coarse, fine)
     np.testing.assert_array_equal(coarse, np.bincount(keys >> 16, minlength=select.COARSE_BINS))
     np.testing.assert_array_equal(fine, np.bincount(keys[keys >> 16 == bucket] & 0xFFFF, minlength=select.FINE_BINS))
+    assert above == np.count_nonzero(keys >> 16 > bucket)
+
+
+def test_a_statistic_that_is_not_wanted_counts_nothing():
+    """A bucket below -1 leaves both histograms alone."""
+    x = np.ones(100, np.float32)
+    coarse, fine = np.zeros(select.COARSE_BINS, np.int64), np.zeros(select.FINE_BINS, np.int32)
+    assert count_digits(x, x.size, -2, coarse, fine) == 0
+    assert not coarse.any()
+    assert not fine.any()
 
 
 def test_only_the_first_n_elements_count():
     """A scratch buffer longer than its content is read up to n."""
     x = np.ones(64, np.float32)
-    coarse, fine = np.zeros(select.COARSE_BINS, np.int64), np.zeros(select.FINE_BINS, np.int64)
-    hist_coarse_fine(x, 10, coarse, 0x3F80, fine)
+    coarse, fine = np.zeros(select.COARSE_BINS, np.int64), np.zeros(select.FINE_BINS, np.int32)
+    count_digits(x, 10, -1, coarse, fine)
+    assert count_digits(x, 10, 0x3F80, coarse, fine) == 0
     assert coarse.sum() == fine.sum() == 10
     assert count_equal(x, 10, np.uint32(0x3F800000)) == 10
 

@@ -1,0 +1,290 @@
+"""Compiled kernels give the bits of the torch interpreter, for every method and every stage of it; and they are cached."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from plait.engine.blockrun import RAW, BlockData, make_runner
+from plait.engine.codegen import generate
+from plait.engine.compile import cache_folder
+from plait.ops.inputs import MergeInputs
+from plait.ops.method import methods, steps
+from plait.ops.tensor import LazyTensor, load
+from plait.planner.blocks import scratch_bytes
+from plait.planner.program import Program, Stage, lower
+from support.tiny import decode, encode
+
+METHODS, STEPS = methods(), steps()
+SHAPE = (9, 1301)  # rows of odd length, longer than a chunk
+FIRST_ROW, ROWS = 3, 4  # the block under test: rows 3 to 6
+W = (1.0, 0.5, 0.75)
+D = (0.5, 0.25, 0.75)
+EPS = (0.1, 0.1, 0.1)
+DTYPES = {"BF16": ("BF16",) * 4, "F16": ("F16",) * 4, "F32": ("F32",) * 4, "mixed": ("F32", "BF16", "F16", "F32")}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method (and perhaps a step after it) with parameters that reach its branches."""
+
+    method: str
+    build: Callable[..., LazyTensor]
+
+
+def call(name: str, **params: Any) -> Case:
+    return Case(name, lambda t, /, **change: METHODS[name].build(t, **{**params, **{k: v for k, v in change.items() if k in params}}))
+
+
+def step(name: str, **params: Any) -> Case:
+    def build(t: MergeInputs, /, **change: Any) -> LazyTensor:
+        merged = METHODS["linear"].build(t, weight=change.get("weight", W))
+        return STEPS[name].build(t, merged, **params)  # type: ignore[no-any-return]
+
+    return Case(name, build)
+
+
+def pair(case: Case) -> Case:
+    """The same over the first expert alone, for methods that take one."""
+    return Case(case.method, lambda t, /, **change: case.build(t.only([0]), **change))
+
+
+CASES = {
+    "linear": call("linear", weight=W),
+    "passthrough": pair(call("passthrough", scale=(1.5,))),
+    "task_arithmetic": call("task_arithmetic", weight=W, lam=0.7),
+    "ties": call("ties", weight=W, density=D, lam=0.7),
+    "ties_majority": call("ties", weight=W, density=D, zero_sign="majority", elect="normfrac", aggregate="max"),
+    "ties_rescale": call("ties", weight=W, density=D, rescale=True, zero_sign="drop", elect="count", aggregate="sum", keep="threshold"),
+    "ties_normmass": call("ties", weight=W, density=(1.0, 1.0, 1.0), elect="normmass"),
+    "dare_linear": call("dare_linear", weight=W, density=D),
+    "dare_ties": call("dare_ties", weight=W, density=D, lam=0.7, rescale_by="l1"),
+    "della": call("della", weight=W, density=D, epsilon=EPS),
+    "della_linear": call("della_linear", weight=W, density=D, epsilon=EPS, rescale=False),
+    "slerp": pair(call("slerp", t=0.3)),
+    "model_stock": call("model_stock", clamp=True),
+    "model_stock_rows": call("model_stock", filter_wise=True),
+    "iso_c": call("iso_c", lam=0.7),
+    "wsc_l1": step("magic_wsc"),
+    "wsc_l2": step("magic_wsc", norm="L2", target_scale=1.5),
+    "wsc_linf": step("magic_wsc", norm="Linf", sensitive="rule"),
+    "wsc_ellipsoid": step("magic_wsc", rule="ellipsoid"),
+}
+_TURN = list(DTYPES)
+#: Each case in one combination of dtypes, in turn; the others take minutes to compile.
+SUBSET = [pytest.param(name, _TURN[i % 4], id=f"{name}-{_TURN[i % 4]}") for i, name in enumerate(CASES)]
+REST = [pytest.param(n, d, id=f"{n}-{d}", marks=pytest.mark.slow) for i, n in enumerate(CASES) for d in DTYPES if d != _TURN[i % 4]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of kernels that neither knows nor touches the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("kernels")
+        patch.setenv("PLAIT_CACHE_DIR", str(folder))
+        cache_folder.cache_clear()
+        yield folder
+    cache_folder.cache_clear()
+
+
+def lowered(case: Case, dtypes: str, **change: Any) -> Program:
+    """The program of a case over one tensor of four models; the output has the base's dtype."""
+    leaves = [load((name, "w.weight", 0, 0), SHAPE, dtype) for name, dtype in zip("bxyz", DTYPES[dtypes], strict=True)]
+    t = MergeInputs(leaves[0], tuple(leaves[1:]), ("x", "y", "z"), SHAPE, "layers.0.w.weight", "mlp")
+    return lower(case.build(t, **change), DTYPES[dtypes][0], leaves)
+
+
+def random_bits(storage: str, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Weights as they occur: a few of them equal, so that ties and zero deltas occur too."""
+    x = rng.standard_normal(n).astype(np.float32) * np.float32(0.1)
+    x[::7] = np.float32(0.125)
+    return encode(x, storage)
+
+
+SPECIAL = np.array([np.nan, np.inf, -np.inf, -0.0, 0.0, 1e-40, -1e-40, 1e-45, 6e-8, 65504.0, -65520.0, 3.3e38, -3.3e38, 1.0, -1.0, 1.5e-38], np.float32)
+
+
+def special_bits(storage: str, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Ordinary weights with every special value strewn in, in other places for every input."""
+    with np.errstate(over="ignore"):
+        stored = {"F32": SPECIAL, "F16": SPECIAL.astype(np.float16).view(np.uint16), "BF16": (SPECIAL.view(np.uint32) >> 16).astype(np.uint16)}[storage]
+    bits = random_bits(storage, n, rng)
+    places = rng.permutation(n)[: n // 3]
+    bits[places] = stored[rng.integers(0, SPECIAL.size, places.size)]
+    return bits
+
+
+def small_values(program: Program, start: int, n: int) -> dict[int, Any]:
+    """Plausible values for the numbers that the host would have computed, among them a threshold that many elements equal."""
+    values: dict[int, Any] = {}
+    for i, node in enumerate(program.nodes):
+        if node.space != "small":
+            continue
+        if node.op == "const":
+            values[i] = np.float64(node.param("value"))
+        elif node.op == "solve" and node.shape and node.shape[0] > 2:
+            values[i] = np.linspace(0.3, 0.8, node.shape[0]) * 2**32
+        elif len(node.shape) == 1 and node.shape[0] > 2:
+            values[i] = np.linspace(0.3, 0.8, node.shape[0])
+        elif node.op == "item" and program.nodes[node.inputs[0]].op == "kth_magnitude":
+            values[i] = np.float64(0x3D800000 if node.param("index") == 0 else start + n // 2)
+        elif not node.shape:
+            values[i] = np.float64(0.7)
+    return values
+
+
+def run_block(program: Program, stage: Stage, backend: str, inputs: list[np.ndarray], start: int, n: int) -> dict[str, Any]:
+    """Everything that one block gives; bits of floats, histograms with all NaNs in one bin."""
+    kernel = generate(program, stage)
+    scratch = np.zeros(scratch_bytes(program.nodes, stage), np.uint8) if backend == "numba" else None
+    runner = make_runner(program, stage, backend, kernel, scratch)
+    out = np.zeros(n, RAW[program.dtype]) if stage.store else None
+    keeps = [np.zeros(n, np.float32) for _ in stage.keeps]
+    residents = [np.linspace(-1, 1, n, dtype=np.float32) for _ in stage.residents]
+    streams = [(1, 2, 3, i) for i in range(len(kernel.streams))]
+    data = BlockData(n, start, inputs, residents, out, keeps, small_values(program, start, n), streams, [0x3D80, 0x3F80, -1][: len(kernel.selects)])
+    result = runner.run(data)
+    found: dict[str, Any] = {"sums": np.array(result.sums, np.float64)}
+    if out is not None:
+        found["out"] = decode(out, program.dtype)
+    found.update({f"keep{i}": x for i, x in enumerate(keeps)})
+    if result.coarse is not None and result.fine is not None:
+        found["coarse"] = np.concatenate([result.coarse[:, :0x7F80], result.coarse[:, 0x7F80:].sum(axis=1, keepdims=True)], axis=1)
+        found["fine"] = result.fine.copy()
+    return found
+
+
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal bits, one NaN like another."""
+    if a.dtype.kind != "f":
+        return bool(np.array_equal(a, b))
+    bits = np.uint32 if a.dtype == np.float32 else np.uint64
+    return a.shape == b.shape and bool(np.all((a.view(bits) == b.view(bits)) | (np.isnan(a) & np.isnan(b))))
+
+
+def assert_same_bits(name: str, dtypes: str, fill: Callable[..., np.ndarray], start: int, n: int) -> None:
+    program = lowered(CASES[name], dtypes)
+    assert program.stages
+    for number, stage in enumerate(program.stages):
+        rng = np.random.default_rng(number)
+        inputs = [fill(str(program.nodes[i].param("storage")), n, rng) for i in stage.loads]
+        with np.errstate(all="ignore"):
+            got, expected = (run_block(program, stage, backend, inputs, start, n) for backend in ("numba", "torch"))
+        wrong = [key for key in expected if not same(got[key], expected[key])]
+        assert not wrong, f"stage {number}: {', '.join(wrong)} differ"
+        assert expected.keys() == got.keys()
+
+
+START, COUNT = FIRST_ROW * SHAPE[1], ROWS * SHAPE[1]
+
+
+def test_every_method_and_step_has_a_case():
+    """A method that is added must be compared too."""
+    assert {case.method for case in CASES.values()} == METHODS.keys() | STEPS.keys()
+
+
+@pytest.mark.parametrize(("name", "dtypes"), SUBSET + REST)
+def test_kernel_and_interpreter_agree_in_mid_tensor(name: str, dtypes: str):
+    """A block of ordinary weights that begins inside the tensor: outputs, kept tensors, folds and histograms, bit for bit."""
+    assert_same_bits(name, dtypes, random_bits, START, COUNT)
+
+
+@pytest.mark.parametrize(("name", "dtypes"), SUBSET + REST)
+def test_kernel_and_interpreter_agree_on_special_values(name: str, dtypes: str):
+    """NaN, infinities, signed zeros, subnormals and overflow meet the same rules in both."""
+    assert_same_bits(name, dtypes, special_bits, 0, COUNT)
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 1023, 1025, 1301])
+@pytest.mark.parametrize("name", ["linear", "ties_normmass", "slerp"])
+def test_blocks_of_any_length_agree(name: str, n: int):
+    """Lengths around the lanes and chunks of the reduction."""
+    assert_same_bits(name, _TURN[list(CASES).index(name) % 4], random_bits, START, n)
+
+
+def test_values_are_not_all_alike():
+    """The comparison means something: a block's output has many values, and its sums are not zero."""
+    program = lowered(CASES["slerp"], "F32")
+    inputs = [random_bits("F32", COUNT, np.random.default_rng(i)) for i in range(2)]
+    folds = run_block(program, program.stages[0], "torch", inputs, START, COUNT)
+    out = run_block(program, program.stages[1], "torch", inputs, START, COUNT)
+    assert np.all(folds["sums"] != 0)
+    assert np.unique(out["out"]).size > COUNT // 2
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n not in ("passthrough", "model_stock", "model_stock_rows", "iso_c", "slerp")])
+def test_other_weights_need_no_other_kernel(name: str):
+    """Numbers of a recipe are arguments of the kernel, so changing them compiles nothing (1 and 0, and equal ones, simplify)."""
+    # for each element another number: equal literals are one node
+    changes = [{"weight": (0.9, 0.3, 0.45), "density": (0.4, 0.35, 0.6), "lam": 0.7}, {"weight": (0.8, 0.2, 0.65), "density": (0.55, 0.25, 0.75), "lam": 1.3}]
+    if name == "ties_normmass":
+        changes = [{"weight": c["weight"], "lam": c["lam"]} for c in changes]
+    one, two = ([generate(p, s).key for p in [lowered(CASES[name], "BF16", **change)] for s in p.stages] for change in changes)
+    assert one == two
+
+
+def test_other_t_and_lambda_need_no_other_kernel():
+    """The same for the interpolation parameter of slerp and the scale of iso_c."""
+    for name, change in (("slerp", {"t": 0.6}), ("iso_c", {"lam": 0.2})):
+        p, q = lowered(CASES[name], "BF16"), lowered(CASES[name], "BF16", **change)
+        assert [generate(p, s).key for s in p.stages] == [generate(q, s).key for s in q.stages]
+
+
+# -- the cache on disk ------------------------------------------------------------------------------
+_SCRIPT = """
+import sys, numpy as np
+from plait.engine.codegen import generate
+from plait.engine.compile import cache_folder, compiled
+from plait.engine.blockrun import BlockData, make_runner
+from plait.ops.tensor import load
+from plait.planner.program import lower
+a, b = (load((n, "w", 0, 0), (64,), "F32") for n in "ab")
+p = lower(a * 0.25 + b * 0.5, "F32", [a, b])
+k = generate(p, p.stages[0])
+f = compiled(k)
+x = np.arange(64, dtype=np.float32)
+out = np.zeros(64, np.float32)
+smalls = {i: n.param("value") for i, n in enumerate(p.nodes) if n.op == "const"}
+make_runner(p, p.stages[0], "numba", k).run(BlockData(64, 0, [x, x], [], out, [], smalls, [], []))
+assert np.array_equal(out, x * np.float32(0.75))
+print(cache_folder() / f"k_{k.key}.py", sum(f.stats.cache_hits.values()), sum(f.stats.cache_misses.values()))
+"""
+
+
+def run_script(cache: Path) -> tuple[Path, int, int]:
+    """Compile and use a kernel in a process of its own: its file, hits and misses of the cache."""
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(_SCRIPT)], env={**os.environ, "PLAIT_CACHE_DIR": str(cache)}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    path, hits, misses = done.stdout.split()
+    return Path(path), int(hits), int(misses)
+
+
+def test_cache(tmp_path: Path):
+    """A second process compiles nothing; a damaged source is replaced and the result right again."""
+    path, hits, misses = run_script(tmp_path)
+    assert path.is_relative_to(tmp_path)
+    assert (hits, misses) == (0, 1)
+    good = path.read_text()
+    assert run_script(tmp_path) == (path, 1, 0)
+    path.write_text(good[: len(good) // 2])
+    assert run_script(tmp_path)[0] == path
+    assert path.read_text() == good
+    path.write_bytes(b"\xff\xfe\x00 not text")
+    assert run_script(tmp_path)[0] == path
+    assert path.read_text() == good
+
+
+def test_cache_that_cannot_be_written(tmp_path: Path):
+    """A cache folder that cannot be made is no reason to fail."""
+    (tmp_path / "file").write_text("in the way")
+    path, hits, misses = run_script(tmp_path / "file" / "cache")
+    assert not path.is_relative_to(tmp_path)
+    assert (hits, misses) == (0, 1)

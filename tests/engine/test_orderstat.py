@@ -1,0 +1,156 @@
+"""Order statistics added up block by block give what a sort of all magnitudes gives."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plait.engine.orderstat import NO_LIMIT, Statistic, Threshold, foresee, tie_limit
+from plait.planner.blocks import COARSE, FINE
+from plait.planner.cost import SPARSE_LIMIT
+
+Blocks = list[np.ndarray]
+
+
+def keys(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float32).view(np.uint32) & np.uint32(0x7FFFFFFF)
+
+
+def histograms(block: np.ndarray, bucket: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both histograms of one block, counted by NumPy."""
+    k = keys(block)
+    fine = np.bincount(k[(k >> 16) == bucket] & 0xFFFF, minlength=FINE) if bucket >= 0 else np.zeros(FINE, np.int64)
+    return np.bincount(k >> 16, minlength=COARSE), fine
+
+
+def counted(blocks: Blocks, order: list[int], density: str, ties: str, bucket: int) -> tuple[Statistic, int]:
+    """A statistic after all its passes, and how many passes there were."""
+    statistic = Statistic(density, ties, sum(b.size for b in blocks), bucket)
+    for number in order:
+        statistic.add(number, *histograms(blocks[number], statistic.bucket))
+    if statistic.foreseen():
+        return statistic, 1
+    statistic.look_again()
+    for number in order:
+        statistic.add(number, None, histograms(blocks[number], statistic.bucket)[1])
+    return statistic, 2
+
+
+def sorted_threshold(x: np.ndarray, density: str, ties: str) -> tuple[int, int, int]:
+    """Key, quota and count of ties by sorting."""
+    k = np.sort(keys(x))[::-1]
+    floor = int(Fraction(density) * x.size)
+    rank = min(floor + 1, x.size) if ties == "all" else max(1, floor)
+    key = int(k[rank - 1])
+    equal = int((k == key).sum())
+    return key, equal if ties == "all" else rank - int((k > key).sum()), equal
+
+
+#: Few distinct magnitudes, as deltas of 16-bit weights have, and arbitrary ones.
+few = st.sampled_from([0.0, -0.0, 0.5, -0.5, 0.500001, 1.0, 1e-40, 3.0e38])
+any_float = st.floats(width=32, allow_nan=False)
+values = st.lists(st.one_of(few, any_float), min_size=1, max_size=60)
+densities = st.integers(1, 99).map(lambda n: f"{n / 100:g}")
+
+
+@st.composite
+def cut(draw: st.DrawFn) -> tuple[Blocks, list[int]]:
+    """Values cut into blocks, and an order to add them in."""
+    x = np.array(draw(values), np.float32)
+    places = sorted(draw(st.sets(st.integers(1, max(1, x.size - 1)), max_size=4)))
+    blocks = np.split(x, [p for p in places if p < x.size])
+    return blocks, draw(st.permutations(range(len(blocks))))
+
+
+@given(cut(), densities, st.sampled_from(["first", "all"]), st.sampled_from(["right", "wrong", "none"]))
+@settings(deadline=None, max_examples=150)
+def test_threshold_equals_a_sort(blocks_order: tuple[Blocks, list[int]], density: str, ties: str, guess: str):
+    """Any cut, any order of adding, a digit that was foreseen, missed or not tried: the same threshold."""
+    blocks, order = blocks_order
+    x = np.concatenate(blocks)
+    expected = sorted_threshold(x, density, ties)
+    right = expected[0] >> 16
+    bucket = {"right": right, "wrong": (right + 1) % COARSE, "none": -1}[guess]
+    statistic, passes = counted(blocks, order, density, ties, bucket)
+    threshold = statistic.threshold()
+    assert (threshold.key, threshold.quota, threshold.equal) == expected
+    assert passes == (1 if guess == "right" else 2)
+    for number, block in enumerate(blocks):
+        assert statistic.equal_in(number, threshold) == int((keys(block) == threshold.key).sum())
+
+
+@given(cut(), densities, st.integers(0, 30))
+@settings(deadline=None, max_examples=150)
+def test_tie_limit_keeps_exactly_the_quota(blocks_order: tuple[Blocks, list[int]], density: str, before: int):
+    """Ties below the limit are the first `quota - before` of the tensor in row-major order."""
+    blocks, order = blocks_order
+    x = np.concatenate(blocks)
+    statistic, _ = counted(blocks, order, density, "first", -1)
+    threshold = statistic.threshold()
+    starts = np.cumsum([0, *(b.size for b in blocks)])
+    spans = [(i, int(starts[i]), b.size) for i, b in enumerate(blocks)]
+
+    def nth(block: int, n: int) -> int:
+        return int(np.flatnonzero(keys(blocks[block]) == threshold.key)[n - 1])
+
+    limit = tie_limit(threshold, before, spans, lambda b: statistic.equal_in(b, threshold) or 0, nth)
+    kept = int(((keys(x) == threshold.key) & (np.arange(x.size) < limit)).sum())
+    if threshold.all_ties:
+        assert limit == NO_LIMIT
+    else:
+        assert kept == min(threshold.equal, max(0, threshold.quota - before))
+
+
+def test_top_of_the_density_is_what_the_limit_keeps():
+    """Threshold and limit together keep exactly floor(density n) elements, the first of those that tie."""
+    x = np.array([3, 1, 2, 2, -2, 2, 1, 0], np.float32)
+    statistic, _ = counted([x[:3], x[3:]], [1, 0], "0.5", "first", -1)
+    threshold = statistic.threshold()
+    limit = tie_limit(threshold, 0, [(0, 0, 3), (1, 3, 5)], lambda b: [1, 3][b], lambda b, n: [[2], [0, 1, 2]][b][n - 1])
+    kept = (keys(x) > threshold.key) | ((keys(x) == threshold.key) & (np.arange(8) < limit))
+    assert kept.tolist() == [True, False, True, True, True, False, False, False]
+
+
+def test_blocks_of_many_values_are_not_remembered():
+    """Past the limit a block forgets its fine counts and says so, while totals stay exact."""
+    many = (np.uint32(0x3D800000) + np.arange(SPARSE_LIMIT + 1, dtype=np.uint32)).view(np.float32)
+    few_values = np.repeat(many[:SPARSE_LIMIT], 3)
+    statistic, _ = counted([many, few_values, many[:0]], [0, 1, 2], "0.5", "first", 0x3D80)
+    threshold = statistic.threshold()
+    assert (threshold.key, threshold.quota, threshold.equal) == sorted_threshold(np.concatenate([many, few_values]), "0.5", "first")
+    assert statistic.equal_in(0, threshold) is None
+    assert statistic.equal_in(1, threshold) == 3
+    assert statistic.equal_in(2, threshold) == 0
+    assert statistic.equal_in("never added", threshold) is None
+
+
+def test_all_ties_and_no_ties_need_no_reading():
+    """Where every tie or none is kept, no block is looked at."""
+
+    def never(*_: Any) -> int:
+        raise AssertionError("a block was looked at")
+
+    assert tie_limit(Threshold(5, 3, 3), 0, [(0, 0, 9)], never, never) == NO_LIMIT
+    assert tie_limit(Threshold(5, 3, 8), 3, [(0, 0, 9)], never, never) == 0.0
+    assert tie_limit(Threshold(5, 3, 8), 2, [], never, never) == NO_LIMIT
+
+
+@pytest.mark.parametrize("density", ["0.1", "0.5", "0.9", "0.999"])
+def test_a_sample_foresees_the_digit_of_its_own_kind(density: str):
+    """The digit of a sample is that of a tensor which the sample is a fair picture of."""
+    x = np.random.default_rng(3).standard_normal(65536).astype(np.float32)
+    right = sorted_threshold(x, density, "first")[0] >> 16
+    assert foresee(x, density) == right
+    if density in ("0.1", "0.5"):  # where elements are dense the digits of sample and tensor lie close
+        assert abs(foresee(x[::16], density) - right) <= 1
+    assert foresee(x[:0], density) == -1
+
+
+def test_ranks_of_the_two_rules():
+    """Exactly floor(density n) and at least one, or the released code's order statistic, never beyond the tensor."""
+    assert [Statistic(d, "first", 100).k for d in ("0.29", "0.001", "0.999")] == [29, 1, 99]
+    assert [Statistic(d, "all", 100).k for d in ("0.29", "0.001", "0.999", "1")] == [30, 1, 100, 100]

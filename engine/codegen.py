@@ -84,8 +84,13 @@ class _Generator:
         self.reductions = [i for i in stage.compute if self.nodes[i].op in ("row_sum", "row_dot", "row_max")] + self.kernel.sums
         self.phase = self._phases()
         self.prologue: list[str] = []
+        self.ids: dict[int, int] = {}
         self.scalar_names: dict[tuple[int, str], str] = {}
         self.scratch_rows = 0
+
+    def _id(self, i: int) -> int:
+        """Nodes are named in the order in which they are first written, so that equal stages of different expressions share a kernel."""
+        return self.ids.setdefault(i, len(self.ids))
 
     # -- which phase a node belongs to -----------------------------------------------------------
     def _phases(self) -> dict[int, int]:
@@ -121,12 +126,12 @@ class _Generator:
 
     def _arguments(self) -> list[tuple[str, str]]:
         arguments = [("n", "int64"), ("start", "int64"), ("row", "int64"), ("s", "float64[::1]"), ("streams", "uint32[:, ::1]")]
-        arguments += [(f"t{i}", "float64[::1]") for i in self.kernel.tables]
-        arguments += [(f"in{i}", f"{_LOADS[self._storage(i)][0]}[::1]") for i in self.stage.loads]
-        arguments += [(f"res{i}", "float32[::1]") for i in self.stage.residents]
+        arguments += [(f"t{self._id(i)}", "float64[::1]") for i in self.kernel.tables]
+        arguments += [(f"in{self._id(i)}", f"{_LOADS[self._storage(i)][0]}[::1]") for i in self.stage.loads]
+        arguments += [(f"res{self._id(i)}", "float32[::1]") for i in self.stage.residents]
         if self.stage.store:
             arguments.append(("out", f"{_STORES[self.program.dtype][0]}[::1]"))
-        arguments += [(f"keep{i}", "float32[::1]") for i in self.stage.keeps]
+        arguments += [(f"keep{self._id(i)}", "float32[::1]") for i in self.stage.keeps]
         arguments += [("facc", "float64[::1]"), ("acc", "float64[:, ::1]"), ("F", "float32[:, ::1]"), ("U", "uint32[:, ::1]")]
         if self.kernel.selects:
             arguments += [("coarse", "int64[:, ::1]"), ("bucket", "int64[::1]"), ("fine", "int32[:, ::1]"), ("above", "int64[::1]")]
@@ -189,23 +194,23 @@ class _Generator:
             if self.nodes[i].op == "random_bits":
                 u = self.kernel.streams.index(i)
                 lines.append(f"philox_fill(U[{u}], start + p, m, streams[{u}, 0], streams[{u}, 1], streams[{u}, 2], streams[{u}, 3])")
-                lines.append(f"u{i} = U[{u}]")
+                lines.append(f"u{self._id(i)} = U[{u}]")
             elif self.nodes[i].kind == "load":
-                lines.append(f"a{i} = in{i}[p:p + m]")
+                lines.append(f"a{self._id(i)} = in{self._id(i)}[p:p + m]")
             elif self.nodes[i].kind == "whole":
-                lines.append(f"a{i} = res{i}[p:p + m]")
+                lines.append(f"a{self._id(i)} = res{self._id(i)}[p:p + m]")
             elif self.nodes[i].op == "row_rank":
-                lines.append(f"a{i} = ranks[{self.kernel.ranks.index(i)}, c:c + m]")
+                lines.append(f"a{self._id(i)} = ranks[{self.kernel.ranks.index(i)}, c:c + m]")
         lines += [f"f{k} = F[{k}]" for k in scratch.values()]
-        lines += [f"x{i} = X[{self.kernel.ranks.index(i)}, c:c + m]" for i in ranked]
-        lines += [f"k{i} = keep{i}[p:p + m]" for i in kept]
+        lines += [f"x{self._id(i)} = X[{self.kernel.ranks.index(i)}, c:c + m]" for i in ranked]
+        lines += [f"k{self._id(i)} = keep{self._id(i)}[p:p + m]" for i in kept]
         if stores:
             lines.append("o = out[p:p + m]")
         cuts = [i for i in sweep if self.nodes[i].op == "keep_top"]
-        loop = [f"v{i} = {self._value(i)}" for i in sweep]
+        loop = [f"v{self._id(i)} = {self._value(i)}" for i in sweep]
         loop += [f"f{k}[j] = {self._as(i, 'f')}" for i, k in scratch.items()]
-        loop += [f"x{i}[j] = {self._as(self.nodes[i].inputs[0], 'f')}" for i in ranked]
-        loop += [f"k{i}[j] = v{i}" for i in kept]
+        loop += [f"x{self._id(i)}[j] = {self._as(self.nodes[i].inputs[0], 'f')}" for i in ranked]
+        loop += [f"k{self._id(i)}[j] = v{self._id(i)}" for i in kept]
         if stores:
             loop.append("o[j] = " + _STORES[self.program.dtype][1].format(self._as(self.program.root, "f")))
         if not cuts:
@@ -219,30 +224,30 @@ class _Generator:
             _, cut, limit = self.nodes[i].inputs
             key, last = self._scalar(cut, "u"), self._limit(limit)
             lines += [
-                f"    cut{i} = {key}",
+                f"    cut{self._id(i)} = {key}",
                 f"    if p + first < {last}:",
                 f"        end = min(end, {last} - p)",
                 "    else:",
-                f"        cut{i} = {key} + uint32(1)",
+                f"        cut{self._id(i)} = {key} + uint32(1)",
             ]
         return [*lines, "    for j in range(first, end):", *_indent(loop, 2), "    first = end"]
 
     def _value(self, i: int) -> str:
         node = self.nodes[i]
         if node.kind == "load":
-            return _LOADS[self._storage(i)][1].format(f"a{i}[j]")
+            return _LOADS[self._storage(i)][1].format(f"a{self._id(i)}[j]")
         if node.kind == "whole" or node.op == "row_rank":
-            return f"a{i}[j]"
+            return f"a{self._id(i)}[j]"
         if node.op == "random_bits":
-            return f"u{i}[j]"
+            return f"u{self._id(i)}[j]"
         if node.op == "cast":
             storage = str(node.param("storage"))
             return _LOADS[storage][1].format(_STORES[storage][1].format(self._as(node.inputs[0], "f")))
         if node.op in ("take", "take_integer"):
             table = self._table(node.inputs[0])
-            return f"{'int64' if node.op == 'take_integer' else 'float32'}({table}[v{node.inputs[1]}])"
+            return f"{'int64' if node.op == 'take_integer' else 'float32'}({table}[v{self._id(node.inputs[1])}])"
         if node.op == "keep_top":
-            return OPS[node.op].code.format(self._as(node.inputs[0], "u"), f"cut{i}")
+            return OPS[node.op].code.format(self._as(node.inputs[0], "u"), f"cut{self._id(i)}")
         operands = [self._as(j, cast) for j, cast in zip(node.inputs, OPS[node.op].casts, strict=True)]
         return OPS[node.op].code.format(*operands, zero="float32(0.0)", one="float32(1.0)")
 
@@ -252,10 +257,10 @@ class _Generator:
         if node.space == "small":
             return self._scalar(i, cast)
         if node.space == "row":
-            return f"float32(r{i})"
+            return f"float32(r{self._id(i)})"
         if cast == "f" and node.dtype == "bool":
-            return f"(float32(1.0) if v{i} else float32(0.0))"
-        return f"float32(v{i})" if cast == "f" and node.dtype != "float32" else f"v{i}"
+            return f"(float32(1.0) if v{self._id(i)} else float32(0.0))"
+        return f"float32(v{self._id(i)})" if cast == "f" and node.dtype != "float32" else f"v{self._id(i)}"
 
     # -- small and row values ----------------------------------------------------------------------
     def _slot(self, i: int) -> int:
@@ -266,7 +271,7 @@ class _Generator:
     def _scalar(self, i: int, cast: str) -> str:
         name = self.scalar_names.get((i, cast))
         if name is None:
-            name = self.scalar_names[i, cast] = f"s{i}{cast}"
+            name = self.scalar_names[i, cast] = f"s{self._id(i)}{cast}"
             convert = {"f": "float32({})", "u": "uint32(int64({}))", "i": "int64({})", "b": "({} != 0.0)", "d": "{}"}[cast]
             self.prologue.append(f"{name} = {convert.format(f's[{self._slot(i)}]')}")
         return name
@@ -275,14 +280,14 @@ class _Generator:
         """A global element index as an index into the block."""
         name = self.scalar_names.get((i, "limit"))
         if name is None:
-            name = self.scalar_names[i, "limit"] = f"s{i}limit"
+            name = self.scalar_names[i, "limit"] = f"s{self._id(i)}limit"
             self.prologue.append(f"{name} = int64(min(max(s[{self._slot(i)}] - float64(start), 0.0), float64(n)))")
         return name
 
     def _table(self, i: int) -> str:
         if i not in self.kernel.tables:
             self.kernel.tables.append(i)
-        return f"t{i}"
+        return f"t{self._id(i)}"
 
     def _reduce(self, i: int, scratch: dict[int, int]) -> str:
         node, a = self.nodes[i], self.reductions.index(i)
@@ -300,15 +305,15 @@ class _Generator:
                 continue
             if node.kind == "rows":
                 a = self.reductions.index(i)
-                lines.append(f"r{i} = acc[{a}, 0]" if node.op == "row_max" else f"r{i} = combine(acc[{a}])")
+                lines.append(f"r{self._id(i)} = acc[{a}, 0]" if node.op == "row_max" else f"r{self._id(i)} = combine(acc[{a}])")
             else:
-                lines.append(f"r{i} = {self._row_map(node)}")
+                lines.append(f"r{self._id(i)} = {self._row_map(node)}")
         return lines
 
     def _row_map(self, node: Node) -> str:
         operands = []
         for j, cast in zip(node.inputs, OPS[node.op].casts, strict=True):
-            operands.append(self._scalar(j, "b" if cast == "b" else "d") if self.nodes[j].space == "small" else f"r{j}")
+            operands.append(self._scalar(j, "b" if cast == "b" else "d") if self.nodes[j].space == "small" else f"r{self._id(j)}")
         return OPS[node.op].code.format(*operands, zero="0.0", one="1.0")
 
 

@@ -146,7 +146,10 @@ class _Run:
                 opened = self._try_open()
                 if opened is not None:
                     return opened, -1
-                if not self.waiting and not self.open:
+                if not self.open:
+                    if self.waiting:  # nothing that could give memory back: waiting would never end
+                        name = self.waiting[0][1].name
+                        raise KernelError(f"{name} does not fit into the budget although nothing else runs; please report this", tensor=name)
                     self.condition.notify_all()
                     return None
                 self.condition.wait()

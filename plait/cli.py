@@ -216,7 +216,7 @@ def inspect(checkpoint: str, form: str, tensors: bool) -> None:
 
 @main.command()
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("plait-demo"), show_default=True, help="Where experts and merges are kept.")
-@click.option("--memory", "-m", metavar="SIZE", default="512MiB", show_default=True, help="Budget of each merge.")
+@click.option("--memory", "-m", metavar="SIZE", default="256MiB", show_default=True, help="Budget of each merge.")
 @click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
 def demo(folder: Path, memory: str, debug: bool) -> None:
     """Fine-tune three experts of a real sentence encoder, merge them, and compare.

@@ -47,12 +47,12 @@ def method_json(method: Method) -> dict[str, Any]:
 def show_methods(methods: list[Method]) -> None:
     """The catalogue."""
     table = Table(box=None, pad_edge=False)
-    for heading in ("method", "family", "base", "experts", "runs as", "what it does"):
-        table.add_column(heading, no_wrap=heading == "method")
+    for heading in ("method", "base", "experts", "runs as", "what it does"):
+        table.add_column(heading, no_wrap=heading != "what it does")
     for m in sorted(methods, key=lambda m: (m.is_step, m.family, m.name)):
         least, most = m.experts
         count = f"{least}" if least == most else f"{least}+" if most is None else f"{least}-{most}"
-        table.add_row(m.name + (" (step)" if m.is_step else ""), m.family, _BASE[m.base], count, ", ".join(m.kinds), m.summary)
+        table.add_row(m.name + (" (step)" if m.is_step else ""), _BASE[m.base], count, ", ".join(m.kinds), m.summary)
     console = Console(highlight=False)
     console.print(table)
     console.print("\n`plait methods NAME` says more. map, fold and rows work is streamed; whole needs one tensor at a time in memory.", style="dim")

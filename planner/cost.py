@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from plait.ops.dtypes import BY_CODE
 from plait.planner.blocks import COARSE, FINE, aligned, block_count
@@ -51,6 +51,16 @@ def stage_read_bytes(program: Program, stage: Stage) -> int:
 def output_bytes(program: Program) -> int:
     """Bytes of the stored output."""
     return program.numel * BY_CODE[program.dtype].itemsize
+
+
+def kernel_count(programs: Sequence[Program]) -> int:
+    """Kernels that will be compiled: stages of one structure share one, and an order statistic needs two more to look at values."""
+    found: dict[object, int] = {}
+    for program in programs:
+        for stage in program.stages:
+            ops = tuple((program.nodes[i].op, program.nodes[i].inputs, program.nodes[i].param("storage")) for i in (*stage.loads, *stage.compute, *stage.folds))
+            found[ops, stage.keeps, stage.store and program.dtype] = 1 + 2 * recounts(program, stage)
+    return sum(found.values())
 
 
 def selects(program: Program, stage: Stage) -> list[int]:

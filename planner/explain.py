@@ -150,19 +150,43 @@ def _add_inputs(root: Tree, plan: Plan) -> None:
 
 
 def _add_groups(root: Tree, plan: Plan) -> None:
+    """First the distinct ways in which tensors run, then the tensors by role, each naming its way."""
     from rich.markup import escape
 
+    ways: dict[str, list[Component]] = {}
+    for component in plan.components:
+        ways.setdefault(_how(plan, component), []).append(component)
+    letters = {way: _letter(n) for n, way in enumerate(ways)}
+    branch = root.add("[bold]passes[/]")
+    for way, members in ways.items():
+        branch.add(f"[bold]{letters[way]}[/]  {way}  ({_tensors(len(members))}, {size(_written(plan, members))})")
     for role, members in groups(plan).items():
-        branch = root.add(f"[bold]{role}[/]  {sum(g.count for g in members)} tensors, {size(_written(plan, (c for g in members for c in g.components)))}")
+        branch = root.add(f"[bold]{role}[/]  {_tensors(sum(g.count for g in members))}, {size(_written(plan, (c for g in members for c in g.components)))}")
         for group in sorted(members, key=lambda g: -_written(plan, g.components)):
             first = group.components[0]
             program = plan.program_of(first)
-            read = sum(stage_read_bytes(program, s) for s in program.stages) if program.stages and not first.keep_inputs else input_bytes(program)
-            held = component_bytes(program) + (slab_bytes(program) if first.keep_inputs else 0)
             count = f"{group.count} x " if group.count > 1 else ""
-            line = branch.add(f"{count}{escape(group.label)} {list(group.shape)} {program.dtype}".replace("[", "\\["))
+            held = component_bytes(program) + (slab_bytes(program) if first.keep_inputs else 0)
             holds = f", holds {size(held)}" if held >= 1 << 20 else ""
-            line.add(f"{_how(plan, first)}; reads {size(read if program.copy is None else output_bytes(program))} each{holds}")
+            shape = "x".join(map(str, program.shape)) or "scalar"
+            line = (
+                f"{count}{escape(group.label)}  {shape} {program.dtype.lower()}  {letters[_how(plan, first)]}, reads {size(_read_each(program, first))}{holds}"
+            )
+            branch.add(line)
+
+
+def _read_each(program: Program, component: Component) -> int:
+    if program.copy is not None:
+        return output_bytes(program)
+    return input_bytes(program) if component.keep_inputs else sum(stage_read_bytes(program, s) for s in program.stages)
+
+
+def _tensors(count: int) -> str:
+    return f"{count} tensor{'s' if count != 1 else ''}"
+
+
+def _letter(number: int) -> str:
+    return chr(ord("A") + number) if number < 26 else f"A{number - 25}"
 
 
 def _written(plan: Plan, components: Iterable[Component]) -> int:

@@ -8,15 +8,17 @@ from typing import Any
 
 from plait.ops.errors import BudgetTooSmall, PlanError
 from plait.planner.blocks import stage_buffers
-from plait.planner.cost import WORKSPACE, component_bytes, input_bytes, output_bytes, recounts, stage_read_bytes, tensor_bytes
+from plait.planner.cost import WORKSPACE, component_bytes, input_bytes, kernel_count, output_bytes, recounts, stage_read_bytes, tensor_bytes
 from plait.planner.expressions import OutputSpec, compile_specs, used_inputs
 from plait.planner.plan import Component, Plan, Prediction, Scope
 from plait.planner.program import Program
 from plait.planner.types import FileIdentity, Layout
 
 MIB = 1 << 20
-#: Private memory of a running merge that no block or tensor accounts for, measured: compiled kernels, thread stacks, the plan.
-RUNTIME_BYTES = 40 * MIB
+# Private memory of a running merge that no block or tensor accounts for, measured above the imports (benchmarks/memory_70b.py):
+RUNTIME_BYTES = 20 * MIB  #: the first compilation, thread stacks, the plan
+KERNEL_BYTES = 6 * MIB  #: each further kernel that is compiled, at most
+WHOLE_BYTES = 32 * MIB  #: thread pools and workspaces of torch's linear algebra
 _PER_COMPONENT = 6 * 1024
 #: Components are opened no further than this many times the number of workers beyond the oldest open one.
 WINDOW = 2
@@ -179,7 +181,7 @@ def _fit(programs: Sequence[Program], components: Sequence[Component], resources
     arenas = [worker_bytes(p) for p in programs]
     states = [component_bytes(p) for p in programs]
     arena, state = max(arenas, default=0), max(states, default=0)
-    runtime = RUNTIME_BYTES + _PER_COMPONENT * len(components)
+    runtime = runtime_bytes(programs, resources.backend) + _PER_COMPONENT * len(components)
     minimum = runtime + arena + state
     heaviest = max(range(len(programs)), key=lambda i: arenas[i] + states[i], default=0)
     task = next((c for c in components if c.program == heaviest), None)
@@ -193,7 +195,15 @@ def _fit(programs: Sequence[Program], components: Sequence[Component], resources
         )
     workers = max(1, min(resources.workers, (resources.memory_bytes - runtime - state) // max(arena, 1)))
     limit = resources.memory_bytes - runtime - workers * arena
-    return _Memory(workers, runtime, arena, limit, int(limit * _KEEP_SHARE) // workers, minimum, name)
+    keep_limit = min(int(limit * _KEEP_SHARE), limit - state) // workers  # the heaviest component must still fit beside every slab
+    return _Memory(workers, runtime, arena, limit, keep_limit, minimum, name)
+
+
+def runtime_bytes(programs: Sequence[Program], backend: str) -> int:
+    """What the program itself takes while it runs these programs; the interpreter brings torch instead of kernels."""
+    wholes = any(program.nodes[w].op != "hold" for program in programs for stage in program.stages for w in stage.wholes)
+    kernels = KERNEL_BYTES * kernel_count(programs) if backend == "numba" else WHOLE_BYTES
+    return RUNTIME_BYTES + kernels + (WHOLE_BYTES if wholes else 0)
 
 
 def _too_small(program: Program, name: str, arena: int, state: int, runtime: int, minimum: int, budget: int) -> str:

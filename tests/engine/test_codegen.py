@@ -150,15 +150,19 @@ def run_block(program: Program, stage: Stage, backend: str, inputs: list[np.ndar
     keeps = [np.zeros(n, np.float32) for _ in stage.keeps]
     residents = [np.linspace(-1, 1, n, dtype=np.float32) for _ in stage.residents]
     streams = [(1, 2, 3, i) for i in range(len(kernel.streams))]
-    data = BlockData(n, start, inputs, residents, out, keeps, small_values(program, start, n), streams, [0x3D80, 0x3F80, -1][: len(kernel.selects)])
+    data = BlockData(n, start, inputs, residents, out, keeps, small_values(program, start, n), streams, [0x3D80, -1, 0x3F80][: len(kernel.selects)])
     result = runner.run(data)
     found: dict[str, Any] = {"sums": np.array(result.sums, np.float64)}
     if out is not None:
         found["out"] = decode(out, program.dtype)
     found.update({f"keep{i}": x for i, x in enumerate(keeps)})
-    if result.coarse is not None and result.fine is not None:
-        found["coarse"] = np.concatenate([result.coarse[:, :0x7F80], result.coarse[:, 0x7F80:].sum(axis=1, keepdims=True)], axis=1)
-        found["fine"] = result.fine.copy()
+    for k, counts in enumerate(result.counts):
+        if counts.coarse is not None:
+            found[f"coarse{k}"] = np.append(counts.coarse[:0x7F80], counts.coarse[0x7F80:].sum())
+        else:
+            assert counts.places is not None
+            assert counts.fine is not None
+            found[f"fine{k}"] = np.concatenate([[counts.above], counts.places, counts.fine])
     return found
 
 
@@ -178,9 +182,9 @@ def assert_same_bits(name: str, dtypes: str, fill: Callable[..., np.ndarray], st
         inputs = [fill(str(program.nodes[i].param("storage")), n, rng) for i in stage.loads]
         with np.errstate(all="ignore"):
             got, expected = (run_block(program, stage, backend, inputs, start, n) for backend in ("numba", "torch"))
+        assert expected.keys() == got.keys()
         wrong = [key for key in expected if not same(got[key], expected[key])]
         assert not wrong, f"stage {number}: {', '.join(wrong)} differ"
-        assert expected.keys() == got.keys()
 
 
 START, COUNT = FIRST_ROW * SHAPE[1], ROWS * SHAPE[1]

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import plait
 import pytest
 from plait.engine import executor, ledger, reader, writer
@@ -19,7 +18,8 @@ from plait.engine.events import Quiet
 from plait.engine.executor import execute
 from plait.ops.errors import CheckpointError, KernelError
 from plait.planner.plan import Component
-from plait.planner.schedule import WINDOW, state_bytes
+from plait.planner.cost import component_bytes
+from plait.planner.schedule import WINDOW
 from support import tiny
 from support.stored import read_folder
 
@@ -152,13 +152,13 @@ def test_leases_and_window(name: str, workers: int, recipe: Callable[[str], Path
     plan = plait.plan(recipe(name), options)
     report = tiny.bounded(lambda: plait.merge(recipe(name), tmp_path / "out", options))
     (book,) = watch.ledgers
-    fixed = plan.prediction.runtime_bytes + plan.workers * plan.prediction.worker_bytes
+    fixed = plan.prediction.runtime_bytes + plan.workers * (plan.prediction.worker_bytes + plan.prediction.slab_bytes)
     assert book.used_bytes == fixed
     assert fixed <= book.peak_bytes <= plan.prediction.peak_bytes <= plan.budget_bytes == book.limit_bytes
-    assert book.peak_bytes > fixed or name == "linear"
+    assert book.peak_bytes >= fixed + max(component_bytes(p) for p in plan.programs)
     assert report.leased_peak_bytes == book.peak_bytes
-    recounts = 1 if name == "ties_global" else 0  # no sample foresees a digit of the whole model
-    assert len(watch.open) == (plan.sweeps + recounts) * len(plan.components)
+    sweeps = len(watch.open) / len(plan.components)
+    assert sweeps in ((2, 4) if name == "ties_global" else (1,))  # two more where the sample foresaw the wrong digit
     for numbers in watch.open:
         assert len(numbers) <= plan.workers
         assert numbers == sorted(numbers)
@@ -173,17 +173,6 @@ def test_more_workers_than_blocks(recipe: Callable[[str], Path], tmp_path: Path)
         tiny.bounded(lambda name=name: plait.merge(recipe(name), tmp_path / f"{name}12", plait.Options(memory="512MiB", workers=12)))
         plait.merge(recipe(name), tmp_path / f"{name}1", plait.Options(memory="512MiB", workers=1))
         assert (tmp_path / f"{name}12/model.safetensors").read_bytes() == (tmp_path / f"{name}1/model.safetensors").read_bytes()
-
-
-def test_an_open_component_always_fits(recipe: Callable[[str], Path]):
-    """Whatever the budget, each component alone fits beside the workers' buffers: otherwise the run would wait for ever."""
-    for name in tiny.recipes([Path("b"), Path("x"), Path("y")]):
-        least = plait.plan(recipe(name), TWO).prediction.minimum_bytes
-        for budget in np.linspace(least, 2 * least, 40).astype(int).tolist():
-            plan = plait.plan(recipe(name), plait.Options(memory=budget, workers=2))
-            left = budget - plan.prediction.runtime_bytes - plan.workers * plan.prediction.worker_bytes
-            held = {c.name: state_bytes(plan.programs[c.program], c.keep_inputs) for c in plan.components}
-            assert max(held.values()) <= left, f"{name} with {budget} bytes: {max(held, key=lambda n: held[n])}"
 
 
 def test_empty_tensors_and_scalars(tmp_path: Path):

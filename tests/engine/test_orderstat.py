@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plait.engine.orderstat import NO_LIMIT, Statistic, Threshold, foresee, tie_limit
-from plait.planner.blocks import COARSE, FINE
+from plait.engine.blockrun import Counts
+from plait.engine.orderstat import NO_LIMIT, Statistic, Threshold, foresee, foresee_weighted, tie_limit
+from plait.planner.blocks import COARSE
 from plait.planner.cost import SPARSE_LIMIT
 
 Blocks = list[np.ndarray]
@@ -20,24 +21,35 @@ def keys(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float32).view(np.uint32) & np.uint32(0x7FFFFFFF)
 
 
-def histograms(block: np.ndarray, bucket: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both histograms of one block, counted by NumPy."""
+def count(block: np.ndarray, bucket: int) -> Counts:
+    """What one block adds, counted by NumPy."""
     k = keys(block)
-    fine = np.bincount(k[(k >> 16) == bucket] & 0xFFFF, minlength=FINE) if bucket >= 0 else np.zeros(FINE, np.int64)
-    return np.bincount(k >> 16, minlength=COARSE), fine
+    if bucket < 0:
+        return Counts(coarse=np.bincount(k >> 16, minlength=COARSE))
+    places, fine = np.unique(k[(k >> 16) == bucket] & 0xFFFF, return_counts=True)
+    return Counts(int((k >> 16 > bucket).sum()), places, fine)
 
 
 def counted(blocks: Blocks, order: list[int], density: str, ties: str, bucket: int) -> tuple[Statistic, int]:
     """A statistic after all its passes, and how many passes there were."""
     statistic = Statistic(density, ties, sum(b.size for b in blocks), bucket)
-    for number in order:
-        statistic.add(number, *histograms(blocks[number], statistic.bucket))
+
+    def sweep() -> None:
+        for number in order:
+            statistic.add(number, count(blocks[number], statistic.bucket))
+
+    sweep()
     if statistic.foreseen():
         return statistic, 1
-    statistic.look_again()
-    for number in order:
-        statistic.add(number, None, histograms(blocks[number], statistic.bucket)[1])
-    return statistic, 2
+    passes = 2
+    if bucket >= 0:
+        statistic.start_over()
+        sweep()
+        passes = 3
+    statistic.look_into_right_digit()
+    sweep()
+    assert statistic.foreseen()
+    return statistic, passes
 
 
 def sorted_threshold(x: np.ndarray, density: str, ties: str) -> tuple[int, int, int]:
@@ -74,11 +86,11 @@ def test_threshold_equals_a_sort(blocks_order: tuple[Blocks, list[int]], density
     x = np.concatenate(blocks)
     expected = sorted_threshold(x, density, ties)
     right = expected[0] >> 16
-    bucket = {"right": right, "wrong": (right + 1) % COARSE, "none": -1}[guess]
+    bucket = {"right": right, "wrong": (right + 1) % COARSE, "none": -1}[guess]  # one too high, and at the top one too low
     statistic, passes = counted(blocks, order, density, ties, bucket)
     threshold = statistic.threshold()
     assert (threshold.key, threshold.quota, threshold.equal) == expected
-    assert passes == (1 if guess == "right" else 2)
+    assert passes == {"right": 1, "none": 2, "wrong": 3}[guess]
     for number, block in enumerate(blocks):
         assert statistic.equal_in(number, threshold) == int((keys(block) == threshold.key).sum())
 
@@ -154,3 +166,40 @@ def test_ranks_of_the_two_rules():
     """Exactly floor(density n) and at least one, or the released code's order statistic, never beyond the tensor."""
     assert [Statistic(d, "first", 100).k for d in ("0.29", "0.001", "0.999")] == [29, 1, 99]
     assert [Statistic(d, "all", 100).k for d in ("0.29", "0.001", "0.999", "1")] == [30, 1, 100, 100]
+
+
+@given(st.lists(st.lists(any_float, min_size=1, max_size=20), min_size=1, max_size=5), densities)
+@settings(deadline=None)
+def test_a_weighted_sample_of_everything_foresees_the_model_wide_digit(tensors: list[list[float]], density: str):
+    """Samples that are the tensors themselves give the digit of a sort of all their elements, at the rank nearest to the density."""
+    samples = [(np.array(t, np.float32), 1.0) for t in tensors]
+    k = np.sort(keys(np.concatenate([x for x, _ in samples])))[::-1]
+    exact = Fraction(density) * k.size
+    around = {int(k[min(k.size - 1, max(0, int(exact) + d))]) >> 16 for d in (-1, 0)}
+    assert foresee_weighted(samples, density) in around
+
+
+def test_weights_count():
+    """A tensor of which one in a hundred elements was sampled weighs a hundred times as much."""
+    large, small = np.full(10, 8.0, np.float32), np.full(1000, 0.5, np.float32)
+    digit = {x: int(keys(np.array([x]))[0] >> 16) for x in (8.0, 0.5)}
+    assert foresee_weighted([(large, 1.0), (small, 1.0)], "0.5") == digit[0.5]
+    assert foresee_weighted([(large, 1000.0), (small, 1.0)], "0.5") == digit[8.0]
+    assert foresee_weighted([(large[:0], 1.0)], "0.5") == -1
+
+
+def test_a_wider_statistic_adds_up_tensors():
+    """What tensors counted each for itself, handed up, is what one statistic over all of them counts."""
+    x, y = np.array([3, 1, 2, 2], np.float32), np.array([-2, 2, 1, 0, 5], np.float32)
+    digit = sorted_threshold(np.concatenate([x, y]), "0.5", "first")[0] >> 16
+    for bucket in (-1, digit):
+        whole, wide = Statistic("0.5", "first", 9, bucket), Statistic("0.5", "first", 9, bucket)
+        for number, part in enumerate((x, y)):
+            whole.add(number, count(part, bucket))
+            local = Statistic("0.5", "first", part.size, bucket)
+            local.add(0, count(part, bucket))
+            wide.add(number, local.counts())
+        assert (wide.above, wide.fine.tolist()) == (whole.above, whole.fine.tolist())
+        assert (wide.coarse is None) == (bucket >= 0)
+        if bucket >= 0:
+            assert wide.threshold() == whole.threshold()

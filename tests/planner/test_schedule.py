@@ -13,7 +13,7 @@ from plait.ops.errors import BudgetTooSmall, PlanError
 from plait.planner.cost import component_bytes
 from plait.planner.plan import Plan
 from plait.planner.program import scope_of
-from plait.planner.schedule import MIB, WINDOW, parse_size, size, size_up, stage_sweeps, state_bytes, worker_bytes
+from plait.planner.schedule import MIB, WINDOW, parse_size, size, size_up, slab_bytes, stage_sweeps, worker_bytes
 from support import tiny
 
 NAMES = list(tiny.recipes([Path("b"), Path("x"), Path("y")]))
@@ -40,7 +40,7 @@ def test_the_smallest_budget_really_works(name: str, workers: int, recipes: dict
     """A merge inside the budget that the plan calls the smallest ends well, with the bits of a generous one."""
     least = planned(recipes, name, "2GiB", workers).prediction.minimum_bytes
     tight, wide = tmp_path / "tight", tmp_path / "wide"
-    report = tiny.bounded(lambda: plait.merge(recipes[name], tight, plait.Options(memory=least, workers=workers, device="cpu")), 40)
+    report = tiny.bounded(lambda: plait.merge(recipes[name], tight, plait.Options(memory=least, workers=workers, device="cpu")), 20)
     assert report.leased_peak_bytes <= least
     plait.merge(recipes[name], wide, plait.Options(memory="1GiB", workers=workers, device="cpu"))
     assert (tight / "model.safetensors").read_bytes() == (wide / "model.safetensors").read_bytes()
@@ -75,13 +75,14 @@ def test_nothing_in_a_plan_is_over_its_budget(recipes: dict[str, Path], name: st
     plan = planned(recipes, name, least + more, workers)
     p = plan.prediction
     assert least <= p.peak_bytes <= plan.budget_bytes
-    assert p.peak_bytes == p.runtime_bytes + plan.workers * p.worker_bytes + p.state_bytes
+    assert p.peak_bytes == p.runtime_bytes + plan.workers * (p.worker_bytes + p.slab_bytes) + p.state_bytes
     assert 1 <= plan.workers <= workers
-    left = plan.budget_bytes - p.runtime_bytes - plan.workers * p.worker_bytes
+    left = plan.budget_bytes - p.runtime_bytes - plan.workers * (p.worker_bytes + p.slab_bytes)
     for component in plan.components:
         program = plan.program_of(component)
-        assert state_bytes(program, component.keep_inputs) <= left
+        assert component_bytes(program) <= left
         assert worker_bytes(program) <= p.worker_bytes
+        assert not component.keep_inputs or slab_bytes(program) <= p.slab_bytes
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -90,11 +91,12 @@ def test_the_predicted_state_covers_any_window(recipes: dict[str, Path], name: s
     """Whichever components the engine may have open at once, together they hold no more than predicted."""
     least = planned(recipes, name, "2GiB").prediction.minimum_bytes
     plan = planned(recipes, name, least + more, workers)
-    states = [state_bytes(plan.program_of(c), c.keep_inputs) for c in plan.components]
-    limit = plan.budget_bytes - plan.prediction.runtime_bytes - plan.workers * plan.prediction.worker_bytes
+    states = [component_bytes(plan.program_of(c)) for c in plan.components]
+    p = plan.prediction
+    limit = plan.budget_bytes - p.runtime_bytes - plan.workers * (p.worker_bytes + p.slab_bytes)
     for first in range(len(states)):
         near = sorted(states[first : first + WINDOW * plan.workers], reverse=True)[: plan.workers]
-        assert min(sum(near), limit) <= plan.prediction.state_bytes
+        assert min(sum(near), limit) <= p.state_bytes
 
 
 def test_more_memory_never_means_fewer_workers(recipes: dict[str, Path]):

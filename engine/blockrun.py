@@ -133,7 +133,7 @@ class CompiledRunner:
             count = len(kernel.selects)
             self.coarse, self.fine = carve((count, COARSE), np.int64), carve((count, FINE), np.int32)
             self.bucket, self.above = carve((count,), np.int64), carve((count,), np.int64)
-            self.fixed += [self.coarse, self.bucket, self.fine, self.above]
+            self.fixed += [self.coarse, self.bucket, self.fine, self.above, carve((64,), np.uint32)]
         if kernel.ranks:
             count, length = len(kernel.ranks), stage.row_length
             self.fixed += [

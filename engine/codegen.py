@@ -134,7 +134,7 @@ class _Generator:
         arguments += [(f"keep{self._id(i)}", "float32[::1]") for i in self.stage.keeps]
         arguments += [("facc", "float64[::1]"), ("acc", "float64[:, ::1]"), ("F", "float32[:, ::1]"), ("U", "uint32[:, ::1]")]
         if self.kernel.selects:
-            arguments += [("coarse", "int64[:, ::1]"), ("bucket", "int64[::1]"), ("fine", "int32[:, ::1]"), ("above", "int64[::1]")]
+            arguments += [("coarse", "int64[:, ::1]"), ("bucket", "int64[::1]"), ("fine", "int32[:, ::1]"), ("above", "int64[::1]"), ("lanes", "uint32[::1]")]
         if self.kernel.ranks:
             arguments += [("X", "float32[:, ::1]"), ("ranks", "int32[:, ::1]"), ("pairs", "uint64[:, ::1]"), ("counts", "uint32[::1]")]
         return arguments
@@ -167,7 +167,7 @@ class _Generator:
         lines += _indent([self._reduce(i, scratch) for i in here], 1)
         for i in selected:
             k = self.kernel.selects.index(i)
-            lines.append(f"    above[{k}] += count_digits(F[{scratch[self.nodes[i].inputs[0]]}], m, bucket[{k}], coarse[{k}], fine[{k}])")
+            lines.append(f"    above[{k}] += count_digits(F[{scratch[self.nodes[i].inputs[0]]}], m, bucket[{k}], coarse[{k}], fine[{k}], lanes)")
         for i in ranked:
             k = self.kernel.ranks.index(i)
             lines.append(f"row_ranks(X[{k}], row, ranks[{k}], pairs[0], pairs[1], counts)")
@@ -230,7 +230,7 @@ class _Generator:
                 "    else:",
                 f"        cut{self._id(i)} = {key} + uint32(1)",
             ]
-        return [*lines, "    for j in range(first, end):", *_indent(loop, 2), "    first = end"]
+        return [*lines, "    for j in range(uint64(first), uint64(end)):", *_indent(loop, 2), "    first = end"]
 
     def _value(self, i: int) -> str:
         node = self.nodes[i]

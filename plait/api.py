@@ -9,7 +9,7 @@ from pathlib import Path
 
 from plait.engine.events import Events, Report
 from plait.engine.machine import available_memory, cores, gpu_memory
-from plait.models import Model, output_specs
+from plait.models import Model, left_out, output_specs
 from plait.ops.dtypes import BY_CODE, BY_NAME, RECIPE_FLOATS
 from plait.ops.errors import PlanError
 from plait.planner.assemble import assemble
@@ -155,6 +155,7 @@ def _plan_model(model: Model, options: Options, dtype: str | None) -> tuple[Plan
     specs, notes = output_specs(model, BY_NAME[dtype].code if dtype else None)
     shapes = {spec.name: spec.leaves[0].shape for spec in specs}
     checkpoints = _checkpoints(model)
+    notes += left_out(model.donor, checkpoints)
     planned = _make("expression", specs, shapes, checkpoints, options, notes)
     floats = [spec.dtype for spec in specs if BY_CODE[spec.dtype].kind == "f"]
     name = BY_CODE[max(set(floats), key=floats.count)].name if floats else None

@@ -23,18 +23,41 @@ Examples:
 """
 _RECIPE = """
 \b
+Examples:
+  plait {command}
+\b
 A recipe is mergekit's YAML:
   merge_method: ties
   base_model: path/to/base
   models:
     - model: path/to/math
-      parameters: {weight: 1.0, density: 0.2}
+      parameters: {{weight: 1.0, density: 0.2}}
     - model: path/to/code
-      parameters: {weight: 1.0, density: 0.2}
-  parameters: {lambda: 1.0}
+      parameters: {{weight: 1.0, density: 0.2}}
+  parameters: {{lambda: 1.0}}
   dtype: bfloat16
   steps:                         # after the merge; not in mergekit
     - method: magic_wsc
+"""
+_METHODS_EXAMPLES = """
+\b
+Examples:
+  plait methods                     all of them, a line each
+  plait methods ties                what ties does, its parameters, its source
+  plait methods --format json       the same as data
+"""
+_INSPECT_EXAMPLES = """
+\b
+Examples:
+  plait inspect path/to/model             parameters, dtypes, layers, shards
+  plait inspect path/to/model --tensors   and every tensor
+  plait inspect model.safetensors --format json
+"""
+_DEMO_EXAMPLES = """
+\b
+Examples:
+  plait demo                      two minutes on two cores
+  plait demo --folder my-demo     keep experts and merges there
 """
 
 
@@ -118,7 +141,7 @@ def _options(values: dict[str, Any]) -> Any:
     return Options(**values)
 
 
-@main.command(epilog=_RECIPE)
+@main.command(epilog=_RECIPE.format(command="merge recipe.yml out --memory 4GiB --workers 8"))
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @_machine_options
@@ -151,7 +174,7 @@ def merge(recipe: Path, out: Path, quiet: bool, **machine: Any) -> None:
     )
 
 
-@main.command(epilog=_RECIPE)
+@main.command(epilog=_RECIPE.format(command="plan recipe.yml --memory 4GiB"))
 @click.argument("recipe", type=click.Path(path_type=Path))
 @_machine_options
 @click.option("--format", "form", type=click.Choice(["tree", "json"]), default="tree", show_default=True, help="A tree to read, or data.")
@@ -173,9 +196,9 @@ def plan(recipe: Path, form: str, **machine: Any) -> None:
     Console(highlight=False).print(to_tree(planned))
 
 
-@main.command()
+@main.command(epilog=_METHODS_EXAMPLES)
 @click.argument("name", required=False)
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="A table to read, or data.")
 def methods(name: str | None, form: str) -> None:
     """List the merge methods, or say all about method NAME."""
     from plait.ops.method import methods as known_methods
@@ -195,9 +218,9 @@ def methods(name: str | None, form: str) -> None:
         show_methods(chosen)
 
 
-@main.command()
+@main.command(epilog=_INSPECT_EXAMPLES)
 @click.argument("checkpoint")
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="A table to read, or data.")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 def inspect(checkpoint: str, form: str, tensors: bool) -> None:
     """Show what CHECKPOINT holds; reads file headers only."""
@@ -214,7 +237,7 @@ def inspect(checkpoint: str, form: str, tensors: bool) -> None:
         show_checkpoint(checkpoint, summary, opened if tensors else None)
 
 
-@main.command()
+@main.command(epilog=_DEMO_EXAMPLES)
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("plait-demo"), show_default=True, help="Where experts and merges are kept.")
 @click.option("--memory", "-m", metavar="SIZE", default="256MiB", show_default=True, help="Budget of each merge.")
 @click.option("--debug", is_flag=True, help="Show a traceback when something fails.")

@@ -206,7 +206,7 @@ def output_specs(model: Model, dtype: str | None) -> tuple[list[OutputSpec], lis
     problems: list[str] = []
     copied = 0
     for name, ref in model.donor.tensors.items():
-        if BY_CODE[ref.dtype].kind != "f":
+        if BY_CODE[ref.dtype].kind == "i":
             specs.append(_copied(name, ref))
             copied += 1
             continue
@@ -215,11 +215,12 @@ def output_specs(model: Model, dtype: str | None) -> tuple[list[OutputSpec], lis
         except KeyError:
             problems.append(f"tensor {name} of {model.donor.label} is missing in another model of the expression")
             continue
-        wrong = [leaf for leaf in leaves if leaf.shape != ref.shape]
-        if wrong:
-            problems.append(f"tensor {name} has shape {list(ref.shape)} in {ref.file} but {list(wrong[0].shape)} in {wrong[0].file}")
-        elif any(leaf.dtype == "F64" for leaf in leaves) and len(leaves) > 1:
-            problems.append(f"tensor {name} is float64, which plait does not merge; save the models in float32 first")
+        problem = _misfit(model, name, leaves, dtype)
+        if problem:
+            problems.append(problem)
+        elif BY_CODE[ref.dtype].kind == "q":
+            specs.append(_copied(name, leaves[0]))
+            copied += 1
         else:
             specs.append(_merged(model, name, leaves, dtype))
     if problems:
@@ -227,6 +228,33 @@ def output_specs(model: Model, dtype: str | None) -> tuple[list[OutputSpec], lis
         raise PlanError("\n".join(problems[:20]) + rest, problems=problems)
     notes = [f"{copied} tensors that are not floats are copied from {model.donor.label}"] if copied else []
     return specs, notes
+
+
+def left_out(donor: Checkpoint, models: Sequence[Checkpoint]) -> list[str]:
+    """Notes on tensors that other models have and the donor, and so the output, has not."""
+    notes = []
+    for model in models:
+        names = [name for name in model.tensors if name not in donor.tensors]
+        if names:
+            listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            notes.append(f"left out {len(names)} tensor{'s' if len(names) > 1 else ''} of {model.label} that {donor.label} does not have: {listed}")
+    return notes
+
+
+def _misfit(model: Model, name: str, leaves: list[TensorRef], dtype: str | None) -> str:
+    """Why tensor `name` cannot be computed from its leaves, or an empty string."""
+    first = leaves[0]
+    for leaf in leaves:
+        if leaf.shape != first.shape:
+            return f"tensor {name} has shape {list(first.shape)} in {first.file} but {list(leaf.shape)} in {leaf.file}"
+        if BY_CODE[leaf.dtype].kind == "i":
+            return f"tensor {name} holds integers ({leaf.dtype}) in {leaf.file} but floats in other models; use models of one kind"
+    odd = next((leaf for leaf in leaves if leaf.dtype not in ("F32", "F16", "BF16")), None)
+    if odd is None or (len(leaves) == 1 and dtype in (None, odd.dtype) and model.build(name, iter([leaf_of(odd)])).op.name == "load"):
+        return ""
+    if odd.dtype == "F64":
+        return f"tensor {name} of {odd.file} is float64, which plait copies but does not compute on; save the model in float32 first"
+    return f"tensor {name} of {odd.file} is quantised ({BY_CODE[odd.dtype].name}), which can only be copied unchanged; use the model's unquantised weights"
 
 
 def _copied(name: str, ref: TensorRef) -> OutputSpec:

@@ -75,6 +75,6 @@ def scratch_bytes(nodes: Sequence[Node], stage: Stage) -> int:
     ranks = sum(1 for i in stage.compute if nodes[i].op == "row_rank")
     selects = sum(1 for i in stage.folds if nodes[i].op == "kth_magnitude")
     scalars = sum(1 for n in nodes if n.space == "small")
-    chunk = (2 * reductions + streams + 2) * CHUNK * 4 + 64 * (reductions + 8) + 8 * (scalars + len(stage.folds)) + 64 * (8 + 4 * ranks)
+    chunk = (2 * reductions + streams + 2) * CHUNK * 4 + 64 * (reductions + 8) + 8 * (scalars + len(stage.folds)) + 64 * (12 + 4 * ranks)
     sorting = stage.row_length * 16 + RANK_COUNTS * 4 if ranks else 0
     return chunk + ranks * stage.row_length * 8 + sorting + selects * (COARSE * 8 + FINE * 4)

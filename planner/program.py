@@ -236,6 +236,9 @@ def _stage(nodes: Sequence[Node], needed: set[int], ready: dict[int, int], numbe
     closure = _closure(nodes, targets)
     compute = sorted(i for i in closure if nodes[i].kind in ("map", "rows"))
     lengths = {nodes[i].param("row_length") for i in compute if nodes[i].kind == "rows"}
+    if len(lengths) > 1:
+        what = " and ".join(str(length) for length in sorted(lengths))
+        raise ValueError(f"rows of {what} elements would have to be worked on in one pass over {list(nodes[-1].shape)}: write the inner merge out first")
     small = _small_below(nodes, compute + folds)
     return Stage(
         loads=tuple(sorted(i for i in closure if nodes[i].kind == "load")),

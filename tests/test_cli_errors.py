@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
+
 from plait.cli import main
 from support import tiny
 
@@ -48,7 +50,7 @@ def broken(models: list[Path], change: Callable[[Path], None]) -> str:
 
 def rewrite(model: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Write an expert anew with other tensors."""
-    values = {name: tiny.np.zeros(shape, tiny.np.float32) for name, shape in tiny.SHAPES.items()}
+    values = {name: np.zeros(shape, np.float32) for name, shape in tiny.SHAPES.items()}
     change(values)
     for file in model.iterdir():
         file.unlink()
@@ -64,7 +66,7 @@ def missing_shard(model: Path) -> None:
 
 
 def other_shape(model: Path) -> None:
-    rewrite(model, lambda values: values.update({"model.layers.1.mlp.up_proj.weight": tiny.np.zeros((91, 70), tiny.np.float32)}))
+    rewrite(model, lambda values: values.update({"model.layers.1.mlp.up_proj.weight": np.zeros((91, 70), np.float32)}))
 
 
 def truncate(model: Path) -> None:
@@ -93,23 +95,31 @@ def weights(models: list[Path], *values: float) -> str:
 
 
 MISTAKES = {
-    "misspelt parameter": Mistake(lambda m: ties(m, {"weight": 1.0, "densty": 0.5}), (r"ties has no parameter 'densty'", r"did you mean 'density'"), line=8),
+    "misspelt parameter": Mistake(
+        lambda m: ties(m).replace('"density"', '"densty"', 1), (r"ties has no parameter 'densty'", r"did you mean 'density'"), line=8
+    ),
     "unknown method": Mistake(lambda m: ties(m).replace('"ties"', '"tise"'), (r"unknown merge method 'tise'", r"did you mean 'ties'"), line=2),
-    "misspelt key": Mistake(lambda m: ties(m).replace("base_model", "base_modle"), (r"unknown key 'base_modle'", r"did you mean 'base_model'")),
+    "misspelt key": Mistake(lambda m: ties(m, dtyp="float32"), (r"unknown key 'dtyp'", r"did you mean 'dtype'")),
     "no recipe file": Mistake(lambda m: None, (r"recipe\.yml", r"cannot read the recipe", r"check the path")),
     "no model folder": Mistake(lambda m: ties([*m, m[0] / "nowhere"]), (r"nowhere", r"no model", r"give a folder that exists")),
-    "missing shard": Mistake(lambda m: broken(m, missing_shard), (r"expert1/model-00002-of-00002\.safetensors", r"listed in .*index\.json", r"download it again")),
-    "other shape": Mistake(lambda m: broken(m, other_shape), (r"model\.layers\.1\.mlp\.up_proj\.weight", r"\[91, 70\]", r"\[90, 70\]", r"expert1", r"only models of one")),
+    "missing shard": Mistake(
+        lambda m: broken(m, missing_shard), (r"expert1/model-00002-of-00002\.safetensors", r"listed in .*index\.json", r"download it again")
+    ),
+    "other shape": Mistake(
+        lambda m: broken(m, other_shape), (r"model\.layers\.1\.mlp\.up_proj\.weight", r"\[91, 70\]", r"\[90, 70\]", r"expert1", r"only models of one")
+    ),
     "missing tensor": Mistake(
         lambda m: broken(m, lambda model: rewrite(model, lambda v: v.pop("model.norm.weight"))), (r"model\.norm\.weight", r"not in .*expert1", r"same tensors")
     ),
-    "density out of range": Mistake(lambda m: ties(m, {"weight": 1.0, "density": 1.5}), (r"density must be between 0 and 1, not 1\.5",), line=8),
+    "density out of range": Mistake(lambda m: ties(m).replace("0.5", "1.5", 1), (r"density must be between 0 and 1, not 1\.5",), line=8),
     "uneven layer ranges": Mistake(uneven_slices, (r"\[0, 1\] is 1 layer", r"\[0, 2\] on line \d+ is 2", r"same number of layers")),
     "budget too small": Mistake(ties, (r"30 MiB is too small", r"weight \[\d+, \d+\] needs", r"give --memory \d+MiB or more"), ("--memory", "30MiB")),
     "truncated shard": Mistake(lambda m: broken(m, truncate), (r"expert1/model\.safetensors", r"truncated|ends|shorter|bytes", r"again")),
     "header beyond the file": Mistake(lambda m: broken(m, endless_header), (r"expert1/model\.safetensors", r"header", r"again|damaged|not a safetensors")),
     "header of exabytes": Mistake(lambda m: broken(m, huge_header), (r"expert1/model\.safetensors", r"header")),
-    "weights sum to zero": Mistake(lambda m: weights(m, 0.5, -0.5), (r"0\.5, -0\.5 sum to zero", r"change a weight or set normalize: false", r"recipe\.yml:\d+:\d+")),
+    "weights sum to zero": Mistake(
+        lambda m: weights(m, 0.5, -0.5), (r"0\.5, -0\.5 sum to zero", r"change a weight or set normalize: false", r"recipe\.yml:\d+:\d+")
+    ),
     "epsilon out of range": Mistake(
         lambda m: tiny.recipe("della", m[1:], base=m[0], each={"weight": 1.0, "density": 0.3, "epsilon": 0.35}),
         (r"density 0\.3 and epsilon 0\.35", r"epsilon must be below 0\.3", r"recipe\.yml:\d+:\d+"),
@@ -125,9 +135,14 @@ MISTAKES = {
     "empty recipe": Mistake(lambda m: "", (r"recipe\.yml:1:1", r"merge_method")),
     "recipe that is a list": Mistake(lambda m: "- ties\n", (r"recipe\.yml:1:1", r"a recipe is a mapping")),
     "no base": Mistake(lambda m: tiny.recipe("ties", m[1:], each=HALF), (r"ties needs base_model",)),
-    "required parameter": Mistake(lambda m: ties(m, {"density": 0.5}), (r"expert1 has no weight, which ties needs",)),
+    "required parameter": Mistake(lambda m: re.sub(r'"weight": 1.0,\s*', "", ties(m), count=1), (r"expert1 has no weight, which ties needs",)),
     "no GPU": Mistake(ties, (r"--device cuda was asked for", r"--device auto or cpu"), ("--device", "cuda")),
 }
+
+
+def plait(arguments: list[str]) -> Result:
+    """The command in this process, which is quicker."""
+    return CliRunner().invoke(main, arguments, prog_name="plait")
 
 
 @pytest.fixture
@@ -166,7 +181,7 @@ def test_one_sentence_and_status_2(name: str, models: list[Path], tmp_path: Path
         monkeypatch.setattr("plait.api.gpu_memory", lambda: 0)
     path = recipe_of(mistake, models, tmp_path)
     out = tmp_path / "out"
-    result = CliRunner().invoke(main, ["merge", str(path), str(out), *mistake.arguments])
+    result = plait(["merge", str(path), str(out), *mistake.arguments])
     assert_one_sentence(result.exit_code, result.stderr, mistake, out)
     assert result.stdout == ""
 
@@ -176,7 +191,7 @@ def test_plan_finds_it_too(name: str, models: list[Path], tmp_path: Path):
     """All of it is found at planning, before a weight is read."""
     mistake = MISTAKES[name]
     path = recipe_of(mistake, models, tmp_path)
-    result = CliRunner().invoke(main, ["plan", str(path), *mistake.arguments])
+    result = plait(["plan", str(path), *mistake.arguments])
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 1
     assert result.stdout == ""
@@ -187,14 +202,16 @@ def test_real_processes(name: str, models: list[Path], tmp_path: Path):
     """The same through the installed command, where nothing catches what we forgot."""
     mistake = MISTAKES[name]
     path, out = recipe_of(mistake, models, tmp_path), tmp_path / "out"
-    done = subprocess.run([sys.executable, "-m", "plait", "merge", str(path), str(out), *mistake.arguments], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "plait", "merge", str(path), str(out), *mistake.arguments], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
     assert_one_sentence(done.returncode, done.stderr, mistake, out)
     assert done.stdout == ""
 
 
 # -- the destination --------------------------------------------------------------------------------
 def refused(recipe: Path, out: Path, *words: str) -> None:
-    result = CliRunner().invoke(main, ["merge", str(recipe), str(out), "--memory", "256MiB"])
+    result = plait(["merge", str(recipe), str(out), "--memory", "256MiB"])
     assert result.exit_code == 2, result.stderr
     (line,) = result.stderr.splitlines()
     assert line.startswith("plait: ")
@@ -249,13 +266,12 @@ def test_output_below_a_file(recipe: Path, tmp_path: Path):
         (["mrge"], ("No such command 'mrge'", "merge")),
         (["merge"], ("Missing argument 'RECIPE'", "plait merge --help")),
         (["plan", "x.yml", "--format", "xml"], ("'xml' is not one of 'tree', 'json'",)),
-        (["demo", "--memory", "much"], ("'much' is not a size",)),
     ],
 )
 def test_other_commands(arguments: list[str], words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """One sentence with the nearest right word."""
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(main, arguments)
+    result = plait(arguments)
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
     assert line.startswith("plait: ")
@@ -266,7 +282,7 @@ def test_several_problems_are_told_at_once(models: list[Path], tmp_path: Path):
     """One line a problem, the first behind `plait: `, the rest below it."""
     path = tmp_path / "recipe.yml"
     path.write_text(ties(models, {"weight": 1.0, "density": 1.5, "scoop": 1}).replace('"ties"', '"ties", "dtyp": "float32"'))
-    result = CliRunner().invoke(main, ["plan", str(path)])
+    result = plait(["plan", str(path)])
     assert result.exit_code == 2
     lines = result.stderr.splitlines()
     assert len(lines) == 5
@@ -276,7 +292,7 @@ def test_several_problems_are_told_at_once(models: list[Path], tmp_path: Path):
 
 def test_debug_shows_the_traceback(recipe: Path, tmp_path: Path):
     """With --debug the error itself comes through."""
-    result = CliRunner().invoke(main, ["merge", str(recipe), str(tmp_path / "out"), "--memory", "1MiB", "--debug"])
+    result = plait(["merge", str(recipe), str(tmp_path / "out"), "--memory", "1MiB", "--debug"])
     assert type(result.exception).__name__ == "BudgetTooSmall"
 
 
@@ -287,7 +303,7 @@ def test_an_internal_error_is_said_as_such(recipe: Path, tmp_path: Path, monkeyp
         raise ZeroDivisionError("unforeseen")
 
     monkeypatch.setattr("plait.engine.executor.execute", fail)
-    result = CliRunner().invoke(main, ["merge", str(recipe), str(tmp_path / "out")])
+    result = plait(["merge", str(recipe), str(tmp_path / "out")])
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("plait: internal error: ZeroDivisionError: unforeseen")

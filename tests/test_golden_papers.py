@@ -277,7 +277,9 @@ def recorded_inputs(paper: Paper, *, dropped: bool) -> dict[str, dict[str, Array
 def inputs_of(leaves: Mapping[str, LazyTensor]) -> Recorded:
     count = sum(name.startswith("expert") for name in leaves)
     labels = tuple(f"expert{k}" for k in range(count))
-    return Recorded(leaves["base"], tuple(leaves[label] for label in labels), labels, leaves["base"].shape, masks=tuple(leaves[f"mask{k}"] for k in range(count)))
+    return Recorded(
+        leaves["base"], tuple(leaves[label] for label in labels), labels, leaves["base"].shape, masks=tuple(leaves[f"mask{k}"] for k in range(count))
+    )
 
 
 @pytest.mark.usefixtures("recorded_masks")
@@ -285,7 +287,11 @@ def inputs_of(leaves: Mapping[str, LazyTensor]) -> Recorded:
 def test_dare_task_arithmetic(paper: Paper):
     """dare_linear with the recorded masks: within 2e-7 (the reference rounds once more, through a sparsified model)."""
     settings, count = paper.settings, paper.meta["K"]
-    facts = {"density": (round(1 - settings["weight_mask_rate"], 6),) * count, "lam": settings["scaling_coefficient"], "rescale": settings["use_weight_rescale"]}
+    facts = {
+        "density": (round(1 - settings["weight_mask_rate"], 6),) * count,
+        "lam": settings["scaling_coefficient"],
+        "rescale": settings["use_weight_rescale"],
+    }
     got = evaluate(recorded_inputs(paper, dropped=True), lambda **leaves: methods()["dare_linear"].build(inputs_of(leaves), weight=(1.0,) * count, **facts))
     off, name = furthest(got, paper.output)
     assert off <= (2 * 2.0**-23 if np.abs(paper.output[name]).max() > 1 else 2e-7), f"{name}: {off:.1e}"

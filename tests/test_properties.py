@@ -26,6 +26,7 @@ from support.strategies import DENSITIES, Family, families, wide
 import plait
 import plait.planner.blocks
 import plait.planner.schedule
+from plait.engine import component
 from plait.ops.method import methods
 from plait.planner.cost import input_bytes, recounts, selects, stage_read_bytes
 from plait.planner.program import scope_of
@@ -118,15 +119,15 @@ def test_bits_do_not_depend_on_how_it_runs(name: str):
     def check(family: Family, extra: int, workers: int, shard_size: Any, shards: int, keep: float) -> None:
         with on_disk(family, min(shards, len(family.names))) as (folder, base, experts):
             model = make(base, experts)
-            least = plait.plan_model(model, memory="1GiB").prediction.minimum_bytes
             wanted = run(model, folder / "reference")
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(plait.planner.schedule, "_KEEP_SHARE", keep)
-                for backend in ("numba", "torch"):
+            for backend in ("numba", "torch"):
+                least = plait.plan_model(model, plait.Options(memory="1GiB", backend=backend)).prediction.minimum_bytes
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(plait.planner.schedule, "_KEEP_SHARE", keep)
                     got = run(model, folder / backend, memory=least + extra, workers=workers, shard_size=shard_size, backend=backend)
-                    assert got == wanted, backend
-            with pytest.raises(plait.BudgetTooSmall):
-                plait.plan_model(model, memory=least - 1)
+                assert got == wanted, backend
+                with pytest.raises(plait.BudgetTooSmall):
+                    plait.plan_model(model, plait.Options(memory=least - 1, backend=backend))
 
     check()
 
@@ -318,7 +319,7 @@ def test_elections_do_not_depend_on_order(name: str):
     def check(family: Family, order: list[int]) -> None:
         make = call(name, **{**ELECTING[name], "normalize": False}, **({} if name == "ties" else {"rescale": False}))
         with on_disk(family) as (folder, base, experts):
-            first = run(make(base, experts), folder / "a", dtype=None) if False else run(make(base, experts), folder / "a")
+            first = run(make(base, experts), folder / "a")
             assert run(make(base, [experts[p] for p in order]), folder / "b") == first
 
     check()
@@ -384,14 +385,15 @@ def test_ties_is_what_the_formula_says(scope: str):
 def test_a_missed_digit_costs_a_pass_and_no_bit():
     """A tensor whose sample foretells the wrong digit is counted again: more bytes, the same exact threshold."""
     random = np.random.default_rng(0)
-    size = 32 * 2048 * 3
+    pieces, piece = component._SAMPLE_PIECES, component._SAMPLE_PIECE
+    size = 3 * pieces * piece
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plait.planner.blocks, "BLOCK", 1 << 14)
         patch.setattr(plait.planner.schedule, "_KEEP_SHARE", 0.0)
-        step = (size - 2048) // 31
+        step = (size - piece) // (pieces - 1)
         sampled = np.zeros(size, bool)
-        for k in range(32):
-            sampled[k * step : k * step + 2048] = True
+        for k in range(pieces):
+            sampled[k * step : k * step + piece] = True
         delta = np.where(sampled, 1e-4, 1.0) * random.uniform(1, 2, size)
         base = {"w": np.zeros(size, np.float32)}
         family = Family(base, ({"w": delta.astype(np.float32)},))
@@ -480,19 +482,20 @@ def test_della_without_epsilon_is_dare(della: str, dare: str):
 def unpredicted(plan: Any) -> int:
     """Most bytes that order statistics may read beside the passes, where inputs are not kept in memory.
 
-    To foresee a digit the engine samples 32 pieces of 2048 elements (a small tensor whole), and to find the last tie that is kept
-    it looks into one block again; a tensor under a model-wide threshold only the latter.
+    To foresee a digit the engine samples up to 16 pieces of 4096 elements (a smaller tensor whole). To find the last tie that is
+    kept it looks into one block again; under a model-wide threshold into the blocks of one tensor up to that one.
     """
     total = 0
-    for component in plan.components:
-        program = plan.programs[component.program]
+    for part in plan.components:
+        program = plan.programs[part.program]
         for stage in program.stages:
-            if component.keep_inputs or not recounts(program, stage):
+            if part.keep_inputs or not recounts(program, stage):
                 continue
             each = stage_read_bytes(program, stage) // max(program.numel, 1)
-            local = sum(1 for i in selects(program, stage) if not scope_of(program.nodes[i]))
-            sample = min(program.numel, 32 * 2048)
-            total += each * (local * sample + len(selects(program, stage)) * 2 * min(program.numel, BLOCK))
+            block = min(program.numel, BLOCK)
+            for i in selects(program, stage):
+                again = program.numel + block if scope_of(program.nodes[i]) else block
+                total += each * (program.numel + again)
     return total
 
 
@@ -530,7 +533,13 @@ def test_a_weight_of_zero_reads_nothing():
     def check(family: Family) -> None:
         assume(any(t.size for t in family.base.values()))
         one = Family(family.base, family.experts[:1])
-        for name, params in {"linear": {}, "task_arithmetic": {"lam": 0.7}, "ties": {"density": 0.5}, "dare_ties": {"density": 0.5}, "della": {"density": 0.5}}.items():
+        for name, params in {
+            "linear": {},
+            "task_arithmetic": {"lam": 0.7},
+            "ties": {"density": 0.5},
+            "dare_ties": {"density": 0.5},
+            "della": {"density": 0.5},
+        }.items():
             make = call(name, weight=[1.0, 0.0], **params)
             with on_disk(family) as (folder, base, experts):
                 without = plait.plan_model(call(name, weight=[1.0], **params)(base, experts[:1]), memory="1GiB")

@@ -16,11 +16,11 @@ _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _COARSE_SHIFT = np.uint32(16)
 _FINE_MASK = np.uint32(0xFFFF)
 _SCAN = 1024
-_GROUP = 16
+_LANES = 64
 
 
 @njit(nogil=True, boundscheck=False, error_model="numpy")
-def count_digits(x: Any, n: Any, bucket: Any, coarse: Any, fine: Any) -> Any:
+def count_digits(x: Any, n: Any, bucket: Any, coarse: Any, fine: Any, lanes: Any) -> Any:
     """Count `x[:n]` for an order statistic, in one of two ways.
 
     Args:
@@ -29,6 +29,7 @@ def count_digits(x: Any, n: Any, bucket: Any, coarse: Any, fine: Any) -> Any:
         bucket: int64; -1 counts the coarse digits, 0 or more looks into that bucket, below -1 counts nothing.
         coarse: int64 `[32768]`, added to when `bucket` is -1.
         fine: int32 `[65536]`, the fine digits of the bucket's elements, added to.
+        lanes: uint32 scratch of 64 elements.
 
     Returns:
         How many elements lie above the bucket (int64), 0 without one.
@@ -41,12 +42,28 @@ def count_digits(x: Any, n: Any, bucket: Any, coarse: Any, fine: Any) -> Any:
         return int64(0)
     low = uint32(bucket) << uint32(16)
     above = int64(0)
-    for first in range(uint64(0), uint64(n), uint64(_SCAN)):
-        last = min(uint64(n), first + uint64(_SCAN))
-        above += _count_above(x, first, last, low | _FINE_MASK)
-        for i in range(first, last, uint64(_GROUP)):
-            _count_fine(x, i, min(last, i + uint64(_GROUP)), low, fine)
+    whole = uint64(n) // uint64(_SCAN) * uint64(_SCAN)
+    for first in range(uint64(0), whole, uint64(_SCAN)):
+        above += _count_above(x, first, first + uint64(_SCAN), low | _FINE_MASK)
+        _mark_lanes(x, first, low, lanes)
+        for lane in range(uint64(_LANES)):
+            if lanes[lane] != uint32(0):
+                for i in range(first + lane, first + uint64(_SCAN), uint64(_LANES)):
+                    _count_fine(x, i, low, fine)
+    above += _count_above(x, whole, uint64(n), low | _FINE_MASK)
+    for i in range(whole, uint64(n)):
+        _count_fine(x, i, low, fine)
     return above
+
+
+@njit(inline="always")
+def _mark_lanes(x: Any, first: Any, low: Any, lanes: Any) -> None:
+    """Mark the lanes (elements _LANES apart) that hold an element of the bucket: SIMD down the lanes, nothing across them."""
+    for lane in range(uint64(_LANES)):
+        lanes[lane] = uint32(0)
+    for row in range(first, first + uint64(_SCAN), uint64(_LANES)):
+        for lane in range(uint64(_LANES)):
+            lanes[lane] |= uint32(((f32_to_bits(x[row + lane]) & _MAGNITUDE) - low) <= _FINE_MASK)
 
 
 @njit(inline="always")
@@ -58,16 +75,10 @@ def _count_above(x: Any, first: Any, last: Any, high: Any) -> Any:
 
 
 @njit(inline="always")
-def _count_fine(x: Any, first: Any, last: Any, low: Any, fine: Any) -> None:
-    """Count the bucket's elements of a short run; most runs have none, which one SIMD comparison tells."""
-    inside = uint32(0)
-    for i in range(first, last):
-        inside |= uint32(((f32_to_bits(x[i]) & _MAGNITUDE) - low) <= _FINE_MASK)
-    if inside > uint32(0):
-        for i in range(first, last):
-            digit = (f32_to_bits(x[i]) & _MAGNITUDE) - low
-            if digit <= _FINE_MASK:
-                fine[digit] += 1
+def _count_fine(x: Any, i: Any, low: Any, fine: Any) -> None:
+    digit = (f32_to_bits(x[i]) & _MAGNITUDE) - low
+    if digit <= _FINE_MASK:
+        fine[digit] += 1
 
 
 @njit(nogil=True, boundscheck=False, error_model="numpy")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from plait.engine.blockrun import RAW, BlockData, make_runner
 from plait.engine.codegen import generate
 from plait.engine.compile import cache_folder
@@ -265,7 +266,9 @@ print(cache_folder() / f"k_{k.key}.py", sum(f.stats.cache_hits.values()), sum(f.
 
 def run_script(cache: Path) -> tuple[Path, int, int]:
     """Compile and use a kernel in a process of its own: its file, hits and misses of the cache."""
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(_SCRIPT)], env={**os.environ, "PLAIT_CACHE_DIR": str(cache)}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(_SCRIPT)], env={**os.environ, "PLAIT_CACHE_DIR": str(cache)}, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     path, hits, misses = done.stdout.split()
     return Path(path), int(hits), int(misses)

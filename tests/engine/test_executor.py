@@ -11,14 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import plait
 import pytest
+
+import plait
 from plait.engine import executor, ledger, reader, writer
 from plait.engine.events import Quiet
-from plait.engine.executor import execute
 from plait.ops.errors import CheckpointError, KernelError
-from plait.planner.plan import Component
 from plait.planner.cost import component_bytes
+from plait.planner.plan import Component
 from plait.planner.schedule import WINDOW
 from support import tiny
 from support.stored import read_folder

@@ -7,6 +7,7 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from plait.engine.ledger import Ledger
 from plait.ops.errors import KernelError
 

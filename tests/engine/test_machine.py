@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from plait.engine import machine
 
 GIB = 1 << 30
@@ -55,7 +56,9 @@ def test_a_control_group_that_is_full_leaves_nothing_but_an_answer(system: Path)
     assert machine.available_memory() < GIB
 
 
-@pytest.mark.parametrize(("quota", "expected"), [("100000 100000", 1), ("150000 100000", 2), ("50000 100000", 1), ("max 100000", 4), ("900000 100000", 4), ("odd", 4)])
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("100000 100000", 1), ("150000 100000", 2), ("50000 100000", 1), ("max 100000", 4), ("900000 100000", 4), ("odd", 4)]
+)
 def test_cores_within_the_quota(system: Path, monkeypatch: pytest.MonkeyPatch, quota: str, expected: int):
     """Cores of the affinity mask, at most those that the quota pays for, at least one."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1, 2, 3})

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from plait.engine.blockrun import Counts
 from plait.engine.orderstat import NO_LIMIT, Statistic, Threshold, foresee, foresee_weighted, tie_limit
 from plait.planner.blocks import COARSE

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import plait
 import pytest
+
+import plait
 from plait.engine.reader import Reader
 from plait.planner.plan import Plan
 from support import tiny

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import plait
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+import plait
 from plait.ops.errors import BudgetTooSmall, PlanError
 from plait.planner.cost import component_bytes
 from plait.planner.plan import Plan
@@ -159,7 +160,17 @@ def test_global_scope_refuses_what_it_cannot_do(tmp_path: Path):
 # -- sizes ------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("4GiB", 4 << 30), ("4g", 4 << 30), ("512MiB", 512 << 20), ("512m", 512 << 20), ("5GB", 5 * 10**9), ("1.5 GiB", 3 << 29), ("1000", 1000), ("7b", 7), (" 2TiB ", 2 << 40)],
+    [
+        ("4GiB", 4 << 30),
+        ("4g", 4 << 30),
+        ("512MiB", 512 << 20),
+        ("512m", 512 << 20),
+        ("5GB", 5 * 10**9),
+        ("1.5 GiB", 3 << 29),
+        ("1000", 1000),
+        ("7b", 7),
+        (" 2TiB ", 2 << 40),
+    ],
 )
 def test_sizes_are_read_as_people_write_them(text: str, expected: int):
     """Binary units unless a B stands alone behind the prefix."""
@@ -179,9 +190,10 @@ def test_a_rounded_up_size_is_enough(nbytes: int):
     assert 0 <= parse_size(size_up(nbytes)) - nbytes < MIB
 
 
-@pytest.mark.parametrize(("nbytes", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (1536, "1.5 KiB"), (512 * MIB, "512 MiB"), (3 << 29, "1.5 GiB"), (141 * 10**9, "131 GiB")])
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (1536, "1.5 KiB"), (512 * MIB, "512 MiB"), (3 << 29, "1.5 GiB"), (141 * 10**9, "131 GiB")],
+)
 def test_sizes_for_people(nbytes: int, text: str):
     """At most one decimal, none where it says nothing."""
     assert size(nbytes) == text
-
-

@@ -50,6 +50,10 @@ class Family:
         shapes = {name: (t.dtype.name, t.shape) for name, t in self.base.items()}
         return f"Family({shapes}, {len(self.experts)} experts)"
 
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
+        """What hypothesis shows: shapes, not thousands of numbers."""
+        printer.text(repr(self))
+
 
 def wide(array: Array) -> Array:
     """The float64 values of a stored array."""

@@ -75,7 +75,9 @@ def write_model(folder: Path, values: Mapping[str, NDArray[np.float32]], dtype: 
     return folder
 
 
-def write_set(folder: Path, experts: int = 2, dtype: str = "BF16", shapes: Mapping[str, tuple[int, ...]] | None = None, shards: int = 1, seed: int = 0) -> list[Path]:
+def write_set(
+    folder: Path, experts: int = 2, dtype: str = "BF16", shapes: Mapping[str, tuple[int, ...]] | None = None, shards: int = 1, seed: int = 0
+) -> list[Path]:
     """A base and its experts under `folder`, base first; each expert is the base plus noise of its own."""
     rng = np.random.default_rng(seed)
     shapes = SHAPES if shapes is None else shapes
@@ -87,7 +89,9 @@ def write_set(folder: Path, experts: int = 2, dtype: str = "BF16", shapes: Mappi
     return out
 
 
-def recipe(method: str, models: Sequence[Path], *, base: Path | None = None, each: Mapping[str, Any] | None = None, steps: Sequence[Any] = (), **keys: Any) -> str:
+def recipe(
+    method: str, models: Sequence[Path], *, base: Path | None = None, each: Mapping[str, Any] | None = None, steps: Sequence[Any] = (), **keys: Any
+) -> str:
     """A recipe as YAML (JSON is YAML); `each` are the parameters of every model, `keys` of the recipe's top level."""
     entries = [{"model": str(m), "parameters": dict(each or {})} for m in models]
     text: dict[str, Any] = {"merge_method": method, "models": entries, **keys}

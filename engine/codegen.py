@@ -33,7 +33,7 @@ from numba import boolean, float32, float64, int32, int64, njit, types, uint16, 
 from plait.ops.kernels.jit_bits import bits_to_f32, f32_to_bits, load_bf16, load_f16, store_bf16, store_f16
 from plait.ops.kernels.jit_philox import philox_fill
 from plait.ops.kernels.jit_rank import row_ranks
-from plait.ops.kernels.jit_reduce import accumulate, accumulate_dot, combine, row_max
+from plait.ops.kernels.jit_reduce import accumulate, accumulate_dot, combine, larger, row_max
 from plait.ops.kernels.jit_select import count_digits
 
 MAGNITUDE = np.uint32(0x7FFFFFFF)
@@ -294,7 +294,7 @@ class _Generator:
         x = f"F[{scratch[node.inputs[0]]}]"
         if node.op in ("dot", "row_dot"):
             return f"accumulate_dot(acc[{a}], {x}, F[{scratch[node.inputs[1]]}], m8)"
-        return f"acc[{a}, 0] = max(acc[{a}, 0], row_max({x}, m))" if node.op == "row_max" else f"accumulate(acc[{a}], {x}, m8)"
+        return f"acc[{a}, 0] = larger(acc[{a}, 0], row_max({x}, m))" if node.op == "row_max" else f"accumulate(acc[{a}], {x}, m8)"
 
     def _row_values(self, phase: int) -> list[str]:
         """Row folds that ended in `phase`, and the arithmetic on them, in float64."""

@@ -6,6 +6,7 @@ Numba, Python), so that another version never meets stale code.
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
 import platform
@@ -45,7 +46,9 @@ def cache_folder() -> Path:
             return folder
     except OSError:
         pass
-    return Path(tempfile.mkdtemp(prefix="plait-kernels-"))
+    temporary = tempfile.TemporaryDirectory(prefix="plait-kernels-")
+    atexit.register(temporary.cleanup)
+    return Path(temporary.name)
 
 
 _LOCK = threading.Lock()
@@ -68,19 +71,23 @@ def compiled(kernel: Kernel) -> Callable[..., None]:
 def _import(kernel: Kernel) -> Callable[..., None]:
     _vectorise_many_arrays()
     path = cache_folder() / f"k_{kernel.key}.py"
-    if not path.exists():
+    source = kernel.source.encode()
+    if not path.exists() or path.read_bytes() != source:
         partial = path.with_suffix(f".{os.getpid()}.tmp")
-        partial.write_text(kernel.source)
+        partial.write_bytes(source)
         partial.replace(path)
-    elif path.read_text() != kernel.source:
-        path.write_text(kernel.source)
     spec = importlib.util.spec_from_file_location(f"plait_kernel_{kernel.key}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # Numba's cached code looks its module up by name
     try:
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except Exception:  # damaged machine code beside a sound source: compile once more
+            for stale in path.parent.glob(f"__pycache__/{path.stem}.*"):
+                stale.unlink(missing_ok=True)
+            spec.loader.exec_module(module)
     except Exception as error:
         raise KernelError(f"the generated kernel {path} does not compile: {error}; run with --backend torch and report this", path=str(path)) from error
     result: Any = module.kernel

@@ -186,10 +186,10 @@ class ComponentRun:
         sample = self.sample(stage, selects, _SAMPLE_PIECES)
         return {i: foresee(x, str(self.program.nodes[i].param("density"))) for i, x in zip(selects, sample, strict=True)}
 
-    def sample(self, stage: Stage, selects: list[int], pieces: int) -> list[Array]:
+    def sample(self, stage: Stage, selects: list[int], pieces: int, piece: int = _SAMPLE_PIECE) -> list[Array]:
         """Values that order statistics are taken of, on evenly spaced pieces; of a small tensor all."""
         numel, row = self.program.numel, stage.row_length or 1
-        piece = max(1, _SAMPLE_PIECE // row) * row
+        piece = max(1, piece // row) * row
         pieces = min(pieces, max(1, numel // piece))
         if piece * pieces > _SAMPLE_LIMIT:
             return [np.empty(0, np.float32) for _ in selects]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ from plait.engine.codegen import Kernel
 from plait.engine.component import ComponentRun, Pass
 from plait.engine.events import Events, Quiet, Report
 from plait.engine.ledger import Ledger
-from plait.engine.orderstat import NO_LIMIT, Statistic, Threshold, foresee_weighted
+from plait.engine.orderstat import NO_LIMIT, Statistic, Threshold, foresee
 from plait.engine.reader import Reader
 from plait.engine.worker import Host, Worker
 from plait.engine.writer import Sink
@@ -34,8 +35,8 @@ from plait.planner.plan import Component, Plan
 from plait.planner.program import Stage, scope_of
 from plait.planner.schedule import WINDOW, stage_sweeps
 
-#: Pieces of the whole model that model-wide thresholds are judged by.
-_SCOPE_PIECES = 256
+#: Pieces of the whole model that model-wide thresholds are judged by, and elements of each.
+_SCOPE_PIECES, _SCOPE_PIECE = 512, 512
 
 
 @dataclass(slots=True, eq=False)
@@ -60,13 +61,26 @@ def execute(plan: Plan, sink: Sink, reader: Reader, events: Events | None = None
     host = Host(plan, reader, sink, events or Quiet(), report, [stage_sweeps(p, after) for p in plan.programs])
     run = _Run(host)
     host.events.started(plan)
-    _foresee_scopes(run)
+    with _named("the model-wide statistics"):
+        _foresee_scopes(run)
     for sweep in range(plan.sweeps):
         run.sweep(sweep, frozenset())
-        _finish_scopes(run, sweep)
-    report.bytes_read, report.bytes_written = reader.bytes_read, sink.bytes_written
+        with _named("the model-wide statistics"):
+            _finish_scopes(run, sweep)
+    report.bytes_read, report.bytes_written = reader.bytes_read + plan.prediction.bytes_copied, sink.bytes_written
     report.leased_peak_bytes = run.ledger.peak_bytes
     return report
+
+
+@contextmanager
+def _named(task: str, **facts: object) -> Iterator[None]:
+    """Errors of other kinds become a `KernelError` that names the task."""
+    try:
+        yield
+    except (PlaitError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise KernelError(f"merging {task} failed: {type(error).__name__}: {error}; nothing was published", **facts) from error
 
 
 class _Run:
@@ -101,32 +115,24 @@ class _Run:
                 if self.error is None and (self.waiting or self.open):
                     self.error = KernelError("the run was interrupted; give the same command again")
                 self.condition.notify_all()
-            for thread in threads:
-                thread.join()
+            _join(threads)
         if self.error is not None:
             raise self.error
 
     # -- one worker -----------------------------------------------------------------------------
     def _work(self, worker: Worker) -> None:
         self.host.workers[threading.get_ident()] = worker
-        name = ""
         try:
             while (taken := self._take()) is not None:
                 task, unit = taken
-                name = task.component.name
-                if unit >= 0:
-                    assert task.current is not None
-                    task.current.run(worker, unit)
-                if unit < 0 or self._unit_done(task):
-                    self._advance(task)
-        except PlaitError as error:
-            self._fail(error)
-        except (KeyboardInterrupt, SystemExit) as error:
-            self._fail(error)
+                with _named(f"tensor {task.component.name}", tensor=task.component.name):
+                    if unit >= 0:
+                        assert task.current is not None
+                        task.current.run(worker, unit)
+                    if unit < 0 or self._unit_done(task):
+                        self._advance(task)
         except BaseException as error:
-            failure = KernelError(f"merging tensor {name} failed: {type(error).__name__}: {error}; nothing was published", tensor=name)
-            failure.__cause__ = error
-            self._fail(failure)
+            self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
         with self.condition:
@@ -196,6 +202,19 @@ class _Run:
             self.host.events.finished_component(task.component)
 
 
+def _join(threads: list[threading.Thread]) -> None:
+    """Wait for the workers even while the user interrupts: what they write to must not be closed under them."""
+    interrupted: BaseException | None = None
+    for thread in threads:
+        while thread.is_alive():
+            try:
+                thread.join()
+            except KeyboardInterrupt as error:
+                interrupted = error
+    if interrupted is not None:
+        raise interrupted
+
+
 # -- model-wide statistics ------------------------------------------------------------------------
 def _foresee_scopes(run: _Run) -> None:
     """Judge the digits of the model-wide thresholds of the first sweep by a sample of every tensor."""
@@ -204,18 +223,22 @@ def _foresee_scopes(run: _Run) -> None:
     if not first:
         return
     host.workers[threading.get_ident()] = run.workers[0]
-    samples: dict[str, list[tuple[Array, float]]] = {key: [] for key in first}
+    samples: dict[str, list[Array]] = {key: [] for key in first}
+    share = 0.0
     for component in host.plan.components:
         program = host.plan.program_of(component)
         for number, stage in enumerate(program.stages):
             folds = [i for i in stage.folds if scope_of(program.nodes[i]) in first]
-            if not folds or host.sweeps[component.program][number] or stage.residents or not program.numel:
+            if not folds or host.sweeps[component.program][number] or stage.residents:
                 continue
-            pieces = max(1, round(_SCOPE_PIECES * program.numel / first[scope_of(program.nodes[folds[0]])].numel))
-            for i, values in zip(folds, run.component_run(component).sample(stage, folds, pieces), strict=True):
-                samples[scope_of(program.nodes[i])].append((values, program.numel / max(values.size, 1)))
-    for key, found in samples.items():
-        host.statistics[key].bucket = foresee_weighted(found, host.statistics[key].density)
+            share += _SCOPE_PIECES * program.numel / first[scope_of(program.nodes[folds[0]])].numel
+            pieces, share = int(share), share - int(share)  # pieces in proportion to size; many small tensors share one
+            if pieces:
+                found = run.component_run(component).sample(stage, folds, pieces, _SCOPE_PIECE)
+                for i, values in zip(folds, found, strict=True):
+                    samples[scope_of(program.nodes[i])].append(values)
+    for key, parts in samples.items():
+        host.statistics[key].bucket = foresee(np.concatenate(parts), host.statistics[key].density) if parts else -1
 
 
 def _finish_scopes(run: _Run, sweep: int) -> None:
@@ -238,6 +261,7 @@ def _finish_scopes(run: _Run, sweep: int) -> None:
     for key in again:
         host.statistics[key].look_into_right_digit()
     if again:
+        host.count_recounts(len(again))
         run.sweep(sweep, frozenset(again))
     for key in thresholds:
         host.scope_values[key] = _limits(run, key)

@@ -8,12 +8,11 @@ from pathlib import Path
 
 def available_memory() -> int:
     """Bytes that a process may take now without pushing others out: free memory, or what the control group leaves."""
-    limits = [_meminfo(), _cgroup_memory()]
-    known = [limit for limit in limits if limit]
-    return min(known) if known else 4 << 30
+    known = [limit for limit in (_meminfo(), _cgroup_memory()) if limit is not None]
+    return min(known, default=4 << 30)
 
 
-def _meminfo() -> int:
+def _meminfo() -> int | None:
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -23,16 +22,16 @@ def _meminfo() -> int:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
-        return 0
+        return None
 
 
-def _cgroup_memory() -> int:
+def _cgroup_memory() -> int | None:
     try:
         text = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        return max(0, int(text) - used) if text != "max" else 0
+        return max(0, int(text) - used) if text != "max" else None
     except (OSError, ValueError):
-        return 0
+        return None
 
 
 def cores() -> int:

@@ -134,24 +134,6 @@ class Statistic:
         return int(counts[at]) if at < places.size and places[at] == threshold.key & 0xFFFF else 0
 
 
-def foresee_weighted(samples: list[tuple[npt.NDArray[np.float32], float]], density: str) -> int:
-    """Coarse digit in which a model-wide threshold probably lies.
-
-    Args:
-        samples: of each tensor some values, and how many elements each value stands for.
-        density: fraction kept.
-    """
-    samples = [(x, w) for x, w in samples if x.size]
-    if not samples:
-        return -1
-    keys = np.concatenate([magnitudes(x) for x, _ in samples])
-    weights = np.concatenate([np.full(x.size, w) for x, w in samples])
-    order = np.argsort(-keys.astype(np.int64), kind="stable")
-    mass = np.cumsum(weights[order])
-    place = int(np.searchsorted(mass, float(density) * mass[-1]))
-    return int(keys[order[min(place, order.size - 1)]] >> 16)
-
-
 def foresee(sample: npt.NDArray[np.float32], density: str) -> int:
     """Coarse digit in which the threshold probably lies, judged by a sample."""
     if sample.size == 0:

@@ -141,7 +141,7 @@ def _plan_recipe(path: str | Path, options: Options) -> tuple[Plan, tuple[SideFi
 
     assembly = assemble(recipe, open_near)
     specs = job_specs(assembly.jobs)
-    title = " + ".join([recipe.method, *dict.fromkeys(step.name for job in assembly.jobs[:1] for step in job.steps)])
+    title = " + ".join([recipe.method, *dict.fromkeys(step.name for job in assembly.jobs for step in job.steps)])
     shapes = {job.output: job.shape for job in assembly.jobs}
     planned = _make(title, specs, shapes, assembly.checkpoints, options, assembly.notes)
     summary = {"method": title, "models": [c.label for c in assembly.checkpoints], "notes": list(planned.notes)}

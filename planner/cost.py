@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 
 from plait.ops.dtypes import BY_CODE
 from plait.planner.blocks import COARSE, FINE, aligned, block_count
-from plait.planner.program import Node, Program, Stage, scope_of
+from plait.planner.program import Node, Program, Stage
 
 #: Distinct values of one block that an order statistic remembers with their counts; more are counted again when needed.
 SPARSE_LIMIT = 512
+#: Most values of a sample, as float32, that one order statistic is foreseen by.
+SAMPLE_BYTES = 1 << 20
 _SPARSE_BYTES = 2 * SPARSE_LIMIT * 8
 
 
@@ -92,8 +94,7 @@ def component_bytes(program: Program) -> int:
         for earlier in program.stages[:number]:
             held += sum(tensor_bytes(program.nodes[w]) for w in earlier.wholes if program.nodes[w].op != "hold" and last_use(program, w) >= number)
         folds = 8 * block_count(stage, program.numel) * len(stage.folds)
-        local = [i for i in selects(program, stage) if not scope_of(program.nodes[i])]
-        histograms = len(local) * ((COARSE + FINE) * 8 + _SPARSE_BYTES * block_count(stage, program.numel))
+        histograms = len(selects(program, stage)) * ((COARSE + FINE) * 8 + _SPARSE_BYTES * block_count(stage, program.numel) + SAMPLE_BYTES)
         working = max((WORKSPACE[program.nodes[w].op](program.nodes[w]) + _result_bytes(program.nodes[w]) for w in stage.wholes), default=0)
         peak = max(peak, held + max(folds + histograms, working))
     return peak

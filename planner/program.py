@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from plait.ops.op import HOLD, OPS
-from plait.ops.tensor import LazyTensor
+from plait.ops.tensor import LazyTensor, elementwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +136,13 @@ def split_row_lengths(root: LazyTensor) -> LazyTensor:
     made: dict[LazyTensor, tuple[LazyTensor, frozenset[int]]] = {}
     for node in topological(root):
         inputs = [made[i] for i in node.inputs]
-        lengths = frozenset().union(*(r for _, r in inputs)) if node.space != "small" and node.op.kind != "whole" else frozenset()
+        apart = node.space == "small" or node.op.kind == "whole" or node.op.name == "random_bits"  # takes no row of its inputs
+        lengths = frozenset[int]() if apart else frozenset[int]().union(*(r for _, r in inputs))
         if node.op.kind == "rows":
             lengths |= {node.param("row_length")}
         new = [n for n, _ in inputs]
         if len(lengths) > 1:
-            chosen = int(node.param("row_length")) if node.op.kind == "rows" else max(lengths)
+            chosen = _kept_length(node, inputs)
             new = [_hold(n) if n.space == "tensor" and r - {chosen} else n for n, r in inputs]
             lengths = frozenset({chosen})
         same = tuple(new) == node.inputs
@@ -150,7 +151,19 @@ def split_row_lengths(root: LazyTensor) -> LazyTensor:
     return made[root][0]
 
 
+def _kept_length(node: LazyTensor, inputs: Sequence[tuple[LazyTensor, frozenset[int]]]) -> int:
+    """Row length of the pass that computes `node`: its own, else that of an input which cannot be held (a mask, a row's value), else the longest."""
+    if node.op.kind == "rows":
+        return int(node.param("row_length"))
+    tied = {length for n, lengths in inputs if n.space == "row" or n.dtype != "float32" for length in lengths}
+    return max(tied or {length for _, lengths in inputs for length in lengths})
+
+
 def _hold(node: LazyTensor) -> LazyTensor:
+    if node.dtype == "bool":
+        return elementwise("gt", _hold(elementwise("where", node, 1.0, 0.0)), 0.0)
+    if node.dtype != "float32":
+        raise ValueError(f"whole numbers cannot be carried between rows of two lengths over {list(node.shape)}: write the inner merge out first")
     return LazyTensor(HOLD, (node,), shape=node.shape, dtype="float32", space="tensor")
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from plait.ops.errors import BudgetTooSmall, PlanError
-from plait.planner.blocks import stage_buffers
-from plait.planner.cost import WORKSPACE, component_bytes, input_bytes, kernel_count, output_bytes, recounts, stage_read_bytes, tensor_bytes
+from plait.planner.blocks import COARSE, FINE, stage_buffers
+from plait.planner.cost import SPARSE_LIMIT, WORKSPACE, component_bytes, input_bytes, kernel_count, output_bytes, recounts, stage_read_bytes, tensor_bytes
 from plait.planner.expressions import OutputSpec, compile_specs, used_inputs
 from plait.planner.plan import Component, Plan, Prediction, Scope
 from plait.planner.program import Program
@@ -20,6 +20,8 @@ RUNTIME_BYTES = 20 * MIB  #: the first compilation, thread stacks, the plan
 KERNEL_BYTES = 6 * MIB  #: each further kernel that is compiled, at most
 WHOLE_BYTES = 32 * MIB  #: thread pools and workspaces of torch's linear algebra
 _PER_COMPONENT = 6 * 1024
+#: The sample of the whole model that foresees one model-wide threshold, with what sorting it takes.
+_SCOPE_SAMPLE_BYTES = 4 * MIB
 #: Components are opened no further than this many times the number of workers beyond the oldest open one.
 WINDOW = 2
 #: Inputs are kept for later passes when they take no more than this part of what the budget leaves.
@@ -181,7 +183,7 @@ def _fit(programs: Sequence[Program], components: Sequence[Component], resources
     arenas = [worker_bytes(p) for p in programs]
     states = [component_bytes(p) for p in programs]
     arena, state = max(arenas, default=0), max(states, default=0)
-    runtime = runtime_bytes(programs, resources.backend) + _PER_COMPONENT * len(components)
+    runtime = runtime_bytes(programs, resources.backend) + _PER_COMPONENT * len(components) + _scope_bytes(programs, components)
     minimum = runtime + arena + state
     heaviest = max(range(len(programs)), key=lambda i: arenas[i] + states[i], default=0)
     task = next((c for c in components if c.program == heaviest), None)
@@ -197,6 +199,12 @@ def _fit(programs: Sequence[Program], components: Sequence[Component], resources
     limit = resources.memory_bytes - runtime - workers * arena
     keep_limit = min(int(limit * _KEEP_SHARE), limit - state) // workers  # the heaviest component must still fit beside every slab
     return _Memory(workers, runtime, arena, limit, keep_limit, minimum, name)
+
+
+def _scope_bytes(programs: Sequence[Program], components: Sequence[Component]) -> int:
+    """What model-wide order statistics hold while the model is gone through."""
+    keys = {key for p in programs for s in p.stages for key in s.scopes if key.startswith("kth_magnitude")}
+    return len(keys) * ((COARSE + FINE) * 8 + _SCOPE_SAMPLE_BYTES + 2 * SPARSE_LIMIT * 8 * len(components))
 
 
 def runtime_bytes(programs: Sequence[Program], backend: str) -> int:

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+import plait
 from plait.ops.errors import PlaitError
 from support.agree import Report, compare, same_layout
 from support.golden import COMPACT, Case, case_names, cases, root
 from support.masks import RANDOM, measure, outcomes
 from support.reference import expect, tasks
 from support.stored import Stored, read_folder, rounded, spacing
-
-import plait
 
 EXACT = {
     "dtype_bf16_slerp_out_fp32",

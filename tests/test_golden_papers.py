@@ -19,9 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import yaml
-from support.evaluate import evaluate, write_model, write_out
-from support.golden import root
-from support.stored import read_file
 
 import plait
 from plait.ops.algebra import row_rank, solve, take
@@ -30,6 +27,9 @@ from plait.ops.method import methods
 from plait.ops.methods import sparsified
 from plait.ops.methods.ties import Ballot, add_delta, trim
 from plait.ops.tensor import LazyTensor
+from support.evaluate import evaluate, write_model, write_out
+from support.golden import root
+from support.stored import read_file
 
 Array = npt.NDArray[Any]
 

@@ -20,8 +20,6 @@ import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from support.evaluate import raw, write_model
-from support.strategies import DENSITIES, Family, families, wide
 
 import plait
 import plait.planner.blocks
@@ -31,6 +29,8 @@ from plait.ops.method import methods
 from plait.planner.cost import input_bytes, recounts, selects, stage_read_bytes
 from plait.planner.program import scope_of
 from plait.planner.schedule import MIB
+from support.evaluate import raw, write_model
+from support.strategies import DENSITIES, Family, families, wide
 
 Array = npt.NDArray[Any]
 F64 = npt.NDArray[np.float64]

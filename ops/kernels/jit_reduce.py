@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types, uint32, uint64
+from numba import float64, njit, types, uint32, uint64
 from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
@@ -126,3 +126,10 @@ def row_max(x: Any, n: Any) -> Any:
     for i in range(uint64(n)):
         top = max(top, uint32(f32_to_bits(x[i]) & _MAGNITUDE))
     return bits_to_f32(top)
+
+
+@njit(inline="always")
+def larger(a: Any, b: Any) -> Any:
+    """The larger of two float64; NaN where either is, as `row_max` has it."""
+    b64 = float64(b)
+    return a if (a > b64 or a != a) else b64

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors import safe_open
+
 from support.stored import read_folder
 
 _PATH = Path(__file__).parents[2] / "benchmarks" / "make_checkpoint.py"

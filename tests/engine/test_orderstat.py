@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.engine.blockrun import Counts
-from plait.engine.orderstat import NO_LIMIT, Statistic, Threshold, foresee, foresee_weighted, tie_limit
+from plait.engine.orderstat import NO_LIMIT, Statistic, Threshold, foresee, tie_limit
 from plait.planner.blocks import COARSE
 from plait.planner.cost import SPARSE_LIMIT
 
@@ -167,26 +167,6 @@ def test_ranks_of_the_two_rules():
     """Exactly floor(density n) and at least one, or the released code's order statistic, never beyond the tensor."""
     assert [Statistic(d, "first", 100).k for d in ("0.29", "0.001", "0.999")] == [29, 1, 99]
     assert [Statistic(d, "all", 100).k for d in ("0.29", "0.001", "0.999", "1")] == [30, 1, 100, 100]
-
-
-@given(st.lists(st.lists(any_float, min_size=1, max_size=20), min_size=1, max_size=5), densities)
-@settings(deadline=None)
-def test_a_weighted_sample_of_everything_foresees_the_model_wide_digit(tensors: list[list[float]], density: str):
-    """Samples that are the tensors themselves give the digit of a sort of all their elements, at the rank nearest to the density."""
-    samples = [(np.array(t, np.float32), 1.0) for t in tensors]
-    k = np.sort(keys(np.concatenate([x for x, _ in samples])))[::-1]
-    exact = Fraction(density) * k.size
-    around = {int(k[min(k.size - 1, max(0, int(exact) + d))]) >> 16 for d in (-1, 0)}
-    assert foresee_weighted(samples, density) in around
-
-
-def test_weights_count():
-    """A tensor of which one in a hundred elements was sampled weighs a hundred times as much."""
-    large, small = np.full(10, 8.0, np.float32), np.full(1000, 0.5, np.float32)
-    digit = {x: int(keys(np.array([x]))[0] >> 16) for x in (8.0, 0.5)}
-    assert foresee_weighted([(large, 1.0), (small, 1.0)], "0.5") == digit[0.5]
-    assert foresee_weighted([(large, 1000.0), (small, 1.0)], "0.5") == digit[8.0]
-    assert foresee_weighted([(large[:0], 1.0)], "0.5") == -1
 
 
 def test_a_wider_statistic_adds_up_tensors():

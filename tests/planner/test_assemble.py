@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
 from plait.ops.dtypes import BY_CODE
 from plait.ops.errors import CheckpointError, PlanError, RecipeError
 from plait.ops.method import Method, Param
@@ -20,7 +22,6 @@ from plait.planner.checkpoint import open_checkpoint
 from plait.planner.recipe import load_recipe, parse_recipe
 from plait.planner.safetensors_header import read_header
 from plait.planner.types import Checkpoint, TensorRef
-from safetensors.numpy import load_file, save_file
 from support.golden import root
 
 WEIGHT = Param("weight", float, "", default=1.0, per_expert=True, required=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from plait.planner.layers import holds_vocabulary, infer_layers, reads_input, role, split
 
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from plait.ops.errors import RecipeError
 from plait.ops.method import Method, Param
 from plait.planner import yaml_source as ys

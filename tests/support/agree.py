@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from support.reference import CODE, Result
 from support.stored import Stored, spacing
 

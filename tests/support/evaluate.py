@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from support.stored import Stored, read_folder
 
 import plait
 from plait.engine.executor import execute
@@ -27,6 +26,7 @@ from plait.planner.expressions import OutputSpec
 from plait.planner.layout import make_layout
 from plait.planner.schedule import Resources, make_plan
 from plait.planner.types import SideFile
+from support.stored import Stored, read_folder
 
 Bits = npt.NDArray[Any]
 _CODES = {"<f4": "F32", "<f2": "F16", "<u2": "BF16", "<i8": "I64", "<i4": "I32"}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from support.stored import Stored, read_file, read_folder
 
 COMPACT = Path(__file__).parents[1] / "golden"

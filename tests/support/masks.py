@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
 from support.reference import Task, combine
 from support.stored import F64, Stored, spacing
 

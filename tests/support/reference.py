@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from support.stored import F64, Stored, rounded
 
 Bits = NDArray[np.bool_]

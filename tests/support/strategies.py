@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
+
 from support.evaluate import stored_as
 
 Array = npt.NDArray[Any]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numba import njit
+
 from plait.ops.kernels import jit_bits
 from plait.ops.kernels.jit_bits import bits_to_f32, f32_to_bits, load_bf16, load_f16, store_bf16, store_f16
 

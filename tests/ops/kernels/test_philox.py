@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from plait.ops.kernels.jit_philox import philox_fill
 from plait.ops.kernels.philox import philox4x32, random_u32, stream_key, threshold
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from plait.ops.errors import KernelError
 from plait.ops.kernels import polar as module
 from plait.ops.kernels.polar import polar, polar_workspace_bytes

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numba.core.errors import TypingError
+
 from plait.ops.kernels import jit_reduce, reduce
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)

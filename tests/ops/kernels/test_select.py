@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from plait.ops.kernels import select
 from plait.ops.kernels.jit_select import count_digits as count_digits_with
 from plait.ops.kernels.jit_select import count_equal, nth_equal_index

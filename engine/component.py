@@ -21,13 +21,12 @@ from plait.engine.whole import run_whole
 from plait.engine.worker import Host, Worker
 from plait.ops.dtypes import BY_CODE
 from plait.ops.kernels.select import keys as magnitudes
-from plait.planner.blocks import BLOCK, aligned, block_count, block_elements
+from plait.planner.blocks import BLOCK, SAMPLE_PIECE, SAMPLE_PIECES, aligned, block_count, block_elements, sample_starts
 from plait.planner.plan import Component
 from plait.planner.program import Program, Stage, probe_stage, scope_of
 from plait.planner.types import TensorRef
 
 _COPY_UNIT = 64 << 20
-_SAMPLE_PIECES, _SAMPLE_PIECE, _SAMPLE_LIMIT = 16, 4096, 1 << 18
 _SEARCH_PIECE = 1 << 16
 
 
@@ -183,24 +182,17 @@ class ComponentRun:
         """Coarse digits of this tensor's thresholds, judged by a sample."""
         if not selects:
             return {}
-        sample = self.sample(stage, selects, _SAMPLE_PIECES)
+        sample = self.sample(stage, selects, SAMPLE_PIECES)
         return {i: foresee(x, str(self.program.nodes[i].param("density"))) for i, x in zip(selects, sample, strict=True)}
 
-    def sample(self, stage: Stage, selects: list[int], pieces: int, piece: int = _SAMPLE_PIECE) -> list[Array]:
+    def sample(self, stage: Stage, selects: list[int], pieces: int, piece: int = SAMPLE_PIECE) -> list[Array]:
         """Values that order statistics are taken of, on evenly spaced pieces; of a small tensor all."""
-        numel, row = self.program.numel, stage.row_length or 1
-        piece = max(1, piece // row) * row
-        pieces = min(pieces, max(1, numel // piece))
-        if piece * pieces > _SAMPLE_LIMIT:
-            return [np.empty(0, np.float32) for _ in selects]
-        step = (numel - piece) // max(1, pieces - 1) // row * row
-        starts = [k * step for k in range(pieces)] if numel > piece else [0]
+        starts, piece = sample_starts(stage, self.program.numel, pieces, piece)
         nodes = tuple(self.program.nodes[i].inputs[0] for i in selects)
-        values = [np.empty(min(numel, piece) * pieces, np.float32) for _ in nodes]
+        values = [np.empty(piece * len(starts), np.float32) for _ in nodes]
         worker = self.host.spare_worker()
         for number, first in enumerate(starts):
-            n = min(piece, numel - first)
-            self.values(worker, stage, nodes, first, [v[number * n : (number + 1) * n] for v in values])
+            self.values(worker, stage, nodes, first, [v[number * piece : (number + 1) * piece] for v in values])
         return values
 
     def values(self, worker: Worker, stage: Stage, nodes: tuple[int, ...], first: int, out: list[Array]) -> None:

@@ -45,8 +45,7 @@ class Report:
     """What a run did.
 
     Attributes:
-        seconds: wall time, compilation and publication included.
-        compile_s: part of it spent on compiling or loading kernels.
+        seconds: wall time in seconds, compilation and publication included.
         bytes_read, bytes_written: measured.
         leased_peak_bytes: most that the ledger had leased at once.
         recounted: order statistics whose digit had not been foreseen.
@@ -54,7 +53,6 @@ class Report:
     """
 
     seconds: float = 0.0
-    compile_s: float = 0.0
     bytes_read: int = 0
     bytes_written: int = 0
     leased_peak_bytes: int = 0

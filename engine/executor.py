@@ -30,13 +30,11 @@ from plait.engine.reader import Reader
 from plait.engine.worker import Host, Worker
 from plait.engine.writer import Sink
 from plait.ops.errors import KernelError, PlaitError
+from plait.planner.blocks import SCOPE_PIECE, SCOPE_PIECES
 from plait.planner.cost import component_bytes
 from plait.planner.plan import Component, Plan
 from plait.planner.program import Stage, scope_of
 from plait.planner.schedule import WINDOW, stage_sweeps
-
-#: Pieces of the whole model that model-wide thresholds are judged by, and elements of each.
-_SCOPE_PIECES, _SCOPE_PIECE = 512, 512
 
 
 @dataclass(slots=True, eq=False)
@@ -61,12 +59,10 @@ def execute(plan: Plan, sink: Sink, reader: Reader, events: Events | None = None
     host = Host(plan, reader, sink, events or Quiet(), report, [stage_sweeps(p, after) for p in plan.programs])
     run = _Run(host)
     host.events.started(plan)
-    with _named("the model-wide statistics"):
-        _foresee_scopes(run)
+    _foresee_scopes(run)
     for sweep in range(plan.sweeps):
         run.sweep(sweep, frozenset())
-        with _named("the model-wide statistics"):
-            _finish_scopes(run, sweep)
+        _finish_scopes(run, sweep)
     report.bytes_read, report.bytes_written = reader.bytes_read + plan.prediction.bytes_copied, sink.bytes_written
     report.leased_peak_bytes = run.ledger.peak_bytes
     return report
@@ -231,10 +227,11 @@ def _foresee_scopes(run: _Run) -> None:
             folds = [i for i in stage.folds if scope_of(program.nodes[i]) in first]
             if not folds or host.sweeps[component.program][number] or stage.residents:
                 continue
-            share += _SCOPE_PIECES * program.numel / first[scope_of(program.nodes[folds[0]])].numel
+            share += SCOPE_PIECES * program.numel / first[scope_of(program.nodes[folds[0]])].numel
             pieces, share = int(share), share - int(share)  # pieces in proportion to size; many small tensors share one
             if pieces:
-                found = run.component_run(component).sample(stage, folds, pieces, _SCOPE_PIECE)
+                with _named(f"tensor {component.name}", tensor=component.name):
+                    found = run.component_run(component).sample(stage, folds, pieces, SCOPE_PIECE)
                 for i, values in zip(folds, found, strict=True):
                     samples[scope_of(program.nodes[i])].append(values)
     for key, parts in samples.items():
@@ -280,9 +277,10 @@ def _limits(run: _Run, key: str) -> dict[str, object]:
         equal = statistic.equal_in(name, threshold)
         if equal is None or before < threshold.quota < before + equal:
             stage, fold = _stage_of(component_run, key)
-            limit = component_run.search_ties(worker, stage, fold, threshold, before)
-            if equal is None:
-                equal = component_run.count_ties(worker, stage, fold, threshold)
+            with _named(f"tensor {name}", tensor=name):
+                limit = component_run.search_ties(worker, stage, fold, threshold, before)
+                if equal is None:
+                    equal = component_run.count_ties(worker, stage, fold, threshold)
         else:
             limit = NO_LIMIT if before + equal <= threshold.quota else 0.0
         values[name] = np.array([float(threshold.key), limit])

@@ -177,7 +177,7 @@ def elementwise(name: str, *inputs: Operand) -> LazyTensor:
 
 
 def binary(name: str, a: Operand, b: Operand) -> LazyTensor:
-    """Arithmetic and comparison with the simplifications that change no bit: x*1, x/1, x+0 with a literal 0, c1*c2."""
+    """Arithmetic and comparison with the simplifications that change no bit: x*1, x/1, and numbers among themselves."""
     x, y = value_of(a), value_of(b)
     if x is not None and y is not None and name in _ON_NUMBERS and not (name == "div" and y == 0):
         return const(_ON_NUMBERS[name](x, y))

@@ -16,11 +16,12 @@ from plait.planner.assemble import assemble
 from plait.planner.checkpoint import open_checkpoint, resolve_model
 from plait.planner.donor import side_files
 from plait.planner.expressions import OutputSpec, job_specs
+from plait.planner.layers import split
 from plait.planner.layout import make_layout
 from plait.planner.plan import Plan
 from plait.planner.recipe import load_recipe
 from plait.planner.schedule import MIB, Resources, make_plan, parse_size, size
-from plait.planner.types import Checkpoint, SideFile
+from plait.planner.types import Checkpoint, Job, SideFile
 
 #: Largest size of one output file unless asked otherwise.
 SHARD_SIZE = "5GB"
@@ -145,8 +146,25 @@ def _plan_recipe(path: str | Path, options: Options) -> tuple[Plan, tuple[SideFi
     shapes = {job.output: job.shape for job in assembly.jobs}
     planned = _make(title, specs, shapes, assembly.checkpoints, options, assembly.notes)
     summary = {"method": title, "models": [c.label for c in assembly.checkpoints], "notes": list(planned.notes)}
-    sides = side_files(assembly.donor, dtype_name=assembly.dtype_name, num_layers=assembly.num_layers, recipe_text=recipe.text, summary=summary)
+    sides = side_files(
+        assembly.donor,
+        dtype_name=assembly.dtype_name,
+        num_layers=assembly.num_layers,
+        recipe_text=recipe.text,
+        summary=summary,
+        layer_sources=_layer_sources(assembly.jobs) if assembly.num_layers is not None else None,
+    )
     return planned, sides, [c.path for c in assembly.checkpoints]
+
+
+def _layer_sources(jobs: Sequence[Job]) -> list[int]:
+    """For each output layer the layer that its first tensor comes from."""
+    sources: dict[int, int] = {}
+    for job in jobs:
+        place = split(job.experts[0].name)
+        if job.layer is not None and place is not None:
+            sources.setdefault(job.layer, place[1])
+    return [sources[layer] for layer in sorted(sources)]
 
 
 def _plan_model(model: Model, options: Options, dtype: str | None) -> tuple[Plan, tuple[SideFile, ...], list[str]]:
@@ -180,7 +198,7 @@ def _checkpoints(model: Model) -> tuple[Checkpoint, ...]:
 def _make(
     title: str, specs: Sequence[OutputSpec], shapes: dict[str, tuple[int, ...]], checkpoints: Sequence[Checkpoint], options: Options, notes: Sequence[str]
 ) -> Plan:
-    layout = make_layout([(s.name, s.dtype, shapes[s.name]) for s in specs], _size(options.shard_size, "shard size"))
+    layout = make_layout([(s.name, s.dtype, shapes[s.name]) for s in specs], checked_size(options.shard_size, "shard size"))
     files = [f for c in checkpoints for f in c.files]
     resources, more = resolve(options)
     return make_plan(title, specs, layout, files, resources, (*notes, *more))
@@ -193,7 +211,7 @@ def resolve(options: Options) -> tuple[Resources, list[str]]:
         PlanError: an option makes no sense here.
     """
     notes = []
-    memory = _size(options.memory, "memory") if options.memory is not None else available_memory() // 2 // MIB * MIB
+    memory = checked_size(options.memory, "memory") if options.memory is not None else available_memory() // 2 // MIB * MIB
     if options.memory is None:
         notes.append(f"no --memory given: half of the free memory, {size(memory)}, is the budget")
     if options.workers is not None and options.workers < 1:
@@ -202,7 +220,7 @@ def resolve(options: Options) -> tuple[Resources, list[str]]:
     free = gpu_memory() if options.device in ("auto", "cuda") else 0
     if options.device == "cuda" and not free:
         raise PlanError("--device cuda was asked for, but torch finds no CUDA device here; use --device auto or cpu")
-    gpu = _size(options.gpu_memory, "GPU memory") if options.gpu_memory is not None else free * 9 // 10
+    gpu = checked_size(options.gpu_memory, "GPU memory") if options.gpu_memory is not None else free * 9 // 10
     return Resources(memory, options.workers or cores(), backend, "cuda" if free else "cpu", gpu), [*notes, *more]
 
 
@@ -218,7 +236,12 @@ def _backend(wanted: str) -> tuple[str, list[str]]:
     return wanted, []
 
 
-def _size(value: str | int, what: str) -> int:
+def checked_size(value: str | int, what: str) -> int:
+    """Bytes of a size given as text or number.
+
+    Raises:
+        PlanError: it is no size.
+    """
     try:
         return value if isinstance(value, int) else parse_size(value)
     except ValueError as error:

@@ -248,6 +248,9 @@ def demo(folder: Path, memory: str, debug: bool) -> None:
     """
     from rich.console import Console
 
+    from plait.api import checked_size
     from plait.demo import run_demo
+
+    checked_size(memory, "memory")
 
     run_demo(folder, memory=memory, console=Console(highlight=False))

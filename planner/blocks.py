@@ -15,6 +15,10 @@ from plait.planner.program import Node, Program, Stage
 BLOCK = 1 << 20  #: elements of a block of a stage without rows
 CHUNK = 1024  #: elements that a kernel works on between two reductions; its scratch stays in the L1 cache
 COARSE, FINE = 1 << 15, 1 << 16  #: bins of the two histograms of an order statistic
+#: Pieces and elements of each that an order statistic is foreseen by, and most elements in all.
+SAMPLE_PIECES, SAMPLE_PIECE, SAMPLE_LIMIT = 16, 4096, 1 << 18
+#: The same for a model-wide one: pieces of the whole model.
+SCOPE_PIECES, SCOPE_PIECE = 512, 512
 RANK_COUNTS = 3 << 11  #: counters of the radix sort behind row ranks
 _ALIGN = 4096
 
@@ -50,6 +54,20 @@ def block_count(stage: Stage, numel: int) -> int:
     """Blocks of one pass; an empty tensor has none."""
     size = block_elements(stage, numel)
     return -(-numel // size) if size else 0
+
+
+def sample_starts(stage: Stage, numel: int, pieces: int = SAMPLE_PIECES, piece: int = SAMPLE_PIECE) -> tuple[list[int], int]:
+    """Where the pieces of a sample begin, and their length in elements: whole rows, evenly spaced; all of a small tensor.
+
+    No pieces where rows are so long that a sample would not be small.
+    """
+    row = stage.row_length or 1
+    piece = min(block_elements(stage, numel), max(1, piece // row) * row)
+    pieces = min(pieces, max(1, numel // max(piece, 1)))
+    if piece * pieces > SAMPLE_LIMIT or not numel:
+        return [], 0
+    step = (numel - piece) // max(1, pieces - 1) // row * row
+    return [k * step for k in range(pieces)], piece
 
 
 def aligned(nbytes: int) -> int:

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Sequence
 
 from plait.ops.dtypes import BY_CODE
-from plait.planner.blocks import COARSE, FINE, aligned, block_count
-from plait.planner.program import Node, Program, Stage
+from plait.planner.blocks import COARSE, FINE, aligned, block_count, block_elements, sample_starts
+from plait.planner.program import Node, Program, Stage, scope_of
 
 #: Distinct values of one block that an order statistic remembers with their counts; more are counted again when needed.
 SPARSE_LIMIT = 512
@@ -53,6 +53,15 @@ def stage_read_bytes(program: Program, stage: Stage) -> int:
 def output_bytes(program: Program) -> int:
     """Bytes of the stored output."""
     return program.numel * BY_CODE[program.dtype].itemsize
+
+
+def looking_bytes(program: Program, stage: Stage) -> tuple[int, int]:
+    """Stored bytes read to foresee a stage's order statistics, and at most to find the last ties that are kept (a block each)."""
+    found = selects(program, stage)
+    mine = [i for i in found if not scope_of(program.nodes[i])]
+    per_element = sum(BY_CODE[str(program.nodes[i].param("storage"))].itemsize for i in stage.loads)
+    starts, piece = sample_starts(stage, program.numel)
+    return (len(starts) * piece * per_element if mine else 0), len(found) * block_elements(stage, program.numel) * per_element
 
 
 def kernel_count(programs: Sequence[Program]) -> int:

@@ -160,9 +160,9 @@ def _add_groups(root: Tree, plan: Plan) -> None:
     branch = root.add("[bold]passes[/]")
     for way, members in ways.items():
         branch.add(f"[bold]{letters[way]}[/]  {way}  ({_tensors(len(members))}, {size(_written(plan, members))})")
-    for role, members in groups(plan).items():
-        branch = root.add(f"[bold]{role}[/]  {_tensors(sum(g.count for g in members))}, {size(_written(plan, (c for g in members for c in g.components)))}")
-        for group in sorted(members, key=lambda g: -_written(plan, g.components)):
+    for role, found in groups(plan).items():
+        branch = root.add(f"[bold]{role}[/]  {_tensors(sum(g.count for g in found))}, {size(_written(plan, (c for g in found for c in g.components)))}")
+        for group in sorted(found, key=lambda g: -_written(plan, g.components)):
             first = group.components[0]
             program = plan.program_of(first)
             count = f"{group.count} x " if group.count > 1 else ""

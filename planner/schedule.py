@@ -7,8 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from plait.ops.errors import BudgetTooSmall, PlanError
-from plait.planner.blocks import COARSE, FINE, stage_buffers
-from plait.planner.cost import SPARSE_LIMIT, WORKSPACE, component_bytes, input_bytes, kernel_count, output_bytes, recounts, stage_read_bytes, tensor_bytes
+from plait.planner.blocks import COARSE, FINE, SCOPE_PIECE, SCOPE_PIECES, stage_buffers
+from plait.planner.cost import (
+    SPARSE_LIMIT,
+    WORKSPACE,
+    component_bytes,
+    input_bytes,
+    kernel_count,
+    looking_bytes,
+    output_bytes,
+    recounts,
+    stage_read_bytes,
+    tensor_bytes,
+)
 from plait.planner.expressions import OutputSpec, compile_specs, used_inputs
 from plait.planner.plan import Component, Plan, Prediction, Scope
 from plait.planner.program import Program
@@ -251,9 +262,13 @@ def _predict(programs: Sequence[Program], components: Sequence[Component], memor
             continue
         reads = [stage_read_bytes(p, s) for s in p.stages]
         read += input_bytes(p) if c.keep_inputs else sum(reads)
-        again = 0 if c.keep_inputs else sum(r for r, s in zip(reads, p.stages, strict=True) if recounts(p, s))
-        extra += 2 * again
+        if not c.keep_inputs:
+            looks = [looking_bytes(p, s) for s in p.stages]
+            read += sum(sample for sample, _ in looks)
+            extra += sum(ties for _, ties in looks) + sum(2 * r for r, s in zip(reads, p.stages, strict=True) if recounts(p, s))
         passes = max(passes, 1 if c.keep_inputs else sum(1 for s in p.stages if s.loads))
+    if any(key.startswith("kth_magnitude") for p in programs for s in p.stages for key in s.scopes):
+        extra += SCOPE_PIECES * SCOPE_PIECE * 4 * max(len(s.loads) for p in programs for s in p.stages)
     name = components[peak_at].name if components and peak_state > memory.per_worker else memory.peak_task
     peak = memory.runtime + memory.workers * (memory.per_worker + slab) + peak_state
     return Prediction(peak, memory.runtime, memory.per_worker, peak_state, slab, name, read, extra, written, copied, passes, memory.minimum)

@@ -230,7 +230,6 @@ def test_ties(paper: Paper, tmp_path: Path):
 @pytest.mark.parametrize("paper", [p for p in papers("ties") if "facts" in p.meta], ids=str)
 def test_ties_keeps_as_many_as_the_reference(paper: Paper, tmp_path: Path):
     """Each expert's kept count, ties included, is the recorded one: trimmed alone, so that every kept change shows."""
-    base, experts = paper.models(tmp_path)
     zero = write_model(tmp_path / "zero", {n: np.zeros_like(t) for n, t in paper.base.items()})
     for k, wanted in enumerate(paper.meta["facts"]["kept_per_expert"]):
         delta = {n: expert - paper.base[n] for n, expert in paper.experts[k].items()}  # against a base of zeros nothing is rounded away
@@ -318,7 +317,7 @@ def test_dare_then_ties(paper: Paper):
         ballot = Ballot([f"expert{k}" for k in range(count)], zero_sign="majority")
         return add_delta(t.origin, ballot.merge(trimmed, (1.0,) * count), settings["scaling_coefficient"])
 
-    got = evaluate(recorded_inputs(paper, dropped=True), build)
+    got = evaluate(recorded_inputs(paper, dropped=True), build, backend="torch")  # five experts: the kernel takes long to compile
     off, name = furthest(got, paper.output)
     assert off <= 2e-7, f"{name}: {off:.1e}"
 

@@ -24,7 +24,6 @@ from hypothesis import strategies as st
 import plait
 import plait.planner.blocks
 import plait.planner.schedule
-from plait.engine import component
 from plait.ops.method import methods
 from plait.planner.cost import input_bytes, recounts, selects, stage_read_bytes
 from plait.planner.program import scope_of
@@ -87,7 +86,7 @@ def deltas(family: Family) -> list[dict[str, F64]]:
 
 def calibrated(base: plait.Model, experts: list[plait.Model]) -> plait.Model:
     merged = plait.methods.della(base=base, experts=experts, density=0.6, epsilon=0.2)
-    return plait.methods.magic_wsc(merged, base=base, experts=experts, rule="ellipsoid")
+    return plait.methods.magic_wsc(merged, base=base, experts=experts, norm="L2")
 
 
 RUNS: dict[str, tuple[tuple[str, ...], Make]] = {
@@ -200,7 +199,10 @@ EVERY: dict[str, Make] = {
     "model_stock": call("model_stock"),
     "model_stock rows": call("model_stock", filter_wise=True),
     "iso_c": call("iso_c"),
-    "magic_wsc": calibrated,
+    "della and magic_wsc": calibrated,
+    "magic_wsc ellipsoid": lambda base, experts: plait.methods.magic_wsc(
+        plait.methods.ties(base=base, experts=experts), base=base, experts=experts, rule="ellipsoid"
+    ),
     "magic_wsc sphere": lambda base, experts: plait.methods.magic_wsc(plait.methods.linear(experts=experts), base=base, experts=experts),
 }
 
@@ -385,7 +387,144 @@ def test_ties_is_what_the_formula_says(scope: str):
 def test_a_missed_digit_costs_a_pass_and_no_bit():
     """A tensor whose sample foretells the wrong digit is counted again: more bytes, the same exact threshold."""
     random = np.random.default_rng(0)
-    pieces, piece = component._SAMPLE_PIECES, component._SAMPLE_PIECE
+    pieces, piece = plait.planner.blocks.SAMPLE_PIECES, plait.planner.blocks.SAMPLE_PIECE
+    size = 3 * pieces * piece
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plait.planner.blocks, "BLOCK", 1 << 14)
+        patch.setattr(plait.planner.schedule, "_KEEP_SHARE", 0.0)
+        step = (size - piece) // (pieces - 1)
+        sampled = np.zeros(size, bool)
+        for k in range(pieces):
+            sampled[k * step : k * step + piece] = True
+        delta = np.where(sampled, 1e-4, 1.0) * random.uniform(1, 2, size)
+        base = {"w": np.zeros(size, np.float32)}
+        family = Family(base, ({"w": delta.astype(np.float32)},))
+        with on_disk(family) as (folder, opened, experts):
+            model = call("ties", density=0.29)(opened, experts)
+            options = plait.Options(memory="1GiB", workers=2)
+            report = plait.write(model, folder / "out", options)
+            merged = np.frombuffer(raw(folder / "out")["w"][2], "<f4").astype(np.float64)
+    exact = deltas(family)[0]
+    assert (merged == np.where(keep_first(exact, 0.29, "tensor")["w"], exact["w"], 0.0)).all()
+    assert report.recounted == 1
+
+
+# -- random masks -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["dare_linear", "della_linear"])
+def test_random_masks_keep_the_share_they_should(name: str):
+    """Over 2^17 elements the kept count is within 6 standard deviations of density * n."""
+    size = 1 << 17
+    family = Family({"w": np.zeros((128, size // 128), np.float32)}, ({"w": np.ones((128, size // 128), np.float32)},))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plait.planner.blocks, "BLOCK", 1 << 16)
+        for density in (0.2, 0.5, 0.8):
+            kept = np.count_nonzero(values(family, call(name, density=density, **({"epsilon": 0.1} if name == "della_linear" else {})))["w"])
+            assert abs(kept - density * size) < 6 * (size * density * (1 - density)) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["dare_linear", "della_linear"])
+def test_masks_do_not_depend_on_other_experts_or_on_order(name: str):
+    """Each expert's masked change is the same alone and in company, in any place: changes add up exactly."""
+
+    @examples(5)
+    @given(family=families(("F32", "F32", "F32", "F32"), grid=8), seed=st.integers(0, 99))
+    def check(family: Family, seed: int) -> None:
+        family = Family({n: np.zeros_like(t) for n, t in family.base.items()}, family.experts)
+        with on_disk(family) as (folder, base, experts):
+            number = itertools.count()
+
+            def merged(chosen: list[plait.Model]) -> dict[str, F64]:
+                model = call(name, density=0.5, seed=seed, rescale=False)(base, chosen)
+                return {n: np.frombuffer(d, "<f4").reshape(s).astype(np.float64) for n, (_, s, d) in run(model, folder / str(next(number))).items()}
+
+            alone = [merged([e]) for e in experts]
+            for chosen in itertools.permutations(range(3), 2):
+                together = merged([experts[c] for c in chosen])
+                assert all((together[n] == sum(alone[c][n] for c in chosen)).all() for n in together)
+
+    check()
+
+
+def test_masks_of_models_tensors_and_seeds_differ():
+    """Equal experts under two names, equal tensors under two names, and two seeds: about half of the bits differ each time."""
+    ones = np.ones(4096, np.float32)
+    model = {"a": ones, "b": ones}
+    family = Family({n: np.zeros_like(t) for n, t in model.items()}, (model, model))
+    with on_disk(family) as (folder, base, experts):
+
+        def masks(expert: int, seed: int) -> dict[str, F64]:
+            made = call("dare_linear", density=0.5, seed=seed, rescale=False)(base, [experts[expert]])
+            return {n: np.frombuffer(d, "<f4").astype(np.float64) for n, (_, _, d) in run(made, folder / f"{expert}{seed}").items()}
+
+        first = masks(0, 0)
+        for other in (first["b"], masks(1, 0)["a"], masks(0, 1)["a"]):
+            assert abs(np.mean(first["a"] != other) - 0.5) < 6 * 0.5 / 4096**0.5
+
+
+@pytest.mark.parametrize(("della", "dare"), [("della_linear", "dare_linear"), ("della", "dare_ties")])
+def test_della_without_epsilon_is_dare(della: str, dare: str):
+    """One stream of random bits for both: the same bits out, also for densities whose 2^-32 fraction rounds differently."""
+
+    @examples(6)
+    @given(family=families(("BF16", "F32", "BF16")), density=st.sampled_from([0.001, 0.004, 0.079, 0.3, 0.5, 0.9, 1.0]), seed=st.integers(0, 9))
+    def check(family: Family, density: float, seed: int) -> None:
+        with on_disk(family) as (folder, base, experts):
+            shared = {"density": density, "seed": seed, "normalize": False}
+            a = run(call(della, epsilon=0.0, **shared)(base, experts), folder / "a")
+            assert a == run(call(dare, **shared)(base, experts), folder / "b")
+
+    check()
+
+
+# -- figures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.25])
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("scope", ["tensor", "global"])
+def test_ties_keeps_exactly_the_largest(scope: str, backend: str, keep: float):
+    """floor(d n) elements, at least one, and just those of a full sort in canonical order, however many are equal."""
+
+    @examples(8)
+    @given(family=families(("BF16", "BF16"), grid=4), density=st.sampled_from(DENSITIES), workers=st.integers(1, 3))
+    def check(family: Family, density: float, workers: int) -> None:
+        zero = Family({n: np.zeros_like(t) for n, t in family.base.items()}, family.experts)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(plait.planner.schedule, "_KEEP_SHARE", keep)
+            got = values(zero, call("ties", density=density, scope=scope), backend=backend, workers=workers)
+        delta = deltas(zero)[0]
+        kept = keep_first(delta, density, scope)
+        for name, merged in got.items():
+            assert (merged == np.where(kept[name], delta[name], 0.0)).all(), name
+
+    check()
+
+
+@pytest.mark.parametrize("scope", ["tensor", "global"])
+def test_ties_is_what_the_formula_says(scope: str):
+    """Trim, elect, disjoint mean of two experts with densities of their own, in exact arithmetic: every element equal."""
+
+    @examples(8)
+    @given(family=families(("F32", "BF16", "F16"), grid=8), density=st.tuples(*[st.sampled_from(DENSITIES)] * 2))
+    def check(family: Family, density: tuple[float, float]) -> None:
+        got = values(family, call("ties", density=list(density), scope=scope), backend="torch")
+        kept = [keep_first(d, share, scope) for d, share in zip(deltas(family), density, strict=True)]
+        for name, merged in got.items():
+            parts = np.stack([np.where(k[name], d[name], 0.0) for k, d in zip(kept, deltas(family), strict=True)])
+            sign = np.where(parts.sum(0) >= 0, 1.0, -1.0)
+            agree = parts * sign > 0
+            mean = (parts * agree).sum(0) / np.maximum(agree.sum(0), 1)
+            assert (merged == wide(family.base[name]) + mean).all(), name
+
+    check()
+
+
+def test_a_missed_digit_costs_a_pass_and_no_bit():
+    """A tensor whose sample foretells the wrong digit is counted again: more bytes, the same exact threshold."""
+    random = np.random.default_rng(0)
+    pieces, piece = plait.planner.blocks.SAMPLE_PIECES, plait.planner.blocks.SAMPLE_PIECE
     size = 3 * pieces * piece
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plait.planner.blocks, "BLOCK", 1 << 14)
@@ -502,7 +641,7 @@ def unpredicted(plan: Any) -> int:
 @pytest.mark.parametrize("keep", [0.0, 0.25])
 @pytest.mark.parametrize("name", RUNS)
 def test_bytes_are_as_predicted(name: str, keep: float):
-    """Written exactly; read exactly, but for order statistics over inputs that are not kept, which sample and look for ties."""
+    """Written exactly; read at least as predicted, and at most by the extra that order statistics may need."""
     codes, make = RUNS[name]
 
     @examples(4)
@@ -514,10 +653,9 @@ def test_bytes_are_as_predicted(name: str, keep: float):
             plan = plait.plan_model(model, options)
             report = plait.write(model, folder / "out", options)
         predicted = plan.prediction
-        # bytes that go from file to file inside the kernel are predicted as read, but pass no reader
-        read = report.bytes_read + predicted.bytes_copied
+        read = report.bytes_read
         assert report.bytes_written == predicted.bytes_written == sum(p.nbytes for p in plan.layout.places.values())
-        assert predicted.bytes_read <= read <= predicted.bytes_read + predicted.bytes_read_extra + unpredicted(plan)
+        assert predicted.bytes_read <= read <= predicted.bytes_read + predicted.bytes_read_extra
         assert report.leased_peak_bytes <= plan.budget_bytes
         if all(c.keep_inputs for c in plan.components):
             assert read == sum(input_bytes(plan.programs[c.program]) for c in plan.components)

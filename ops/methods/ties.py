@@ -141,7 +141,8 @@ class Ballot:
     Args:
         scopes: for each expert the model-wide statistic that its norms and the majority use, empty for the tensor's own.
         elect, zero_sign, aggregate: as the parameters of `ties`.
-        normalize: divide by the summed weights of the agreeing experts.
+        normalize: divide by the summed weights of the agreeing experts; of a negative weight the sign goes to the change and its size to
+            the sum (mergekit sums signed weights, which may cancel).
     """
 
     def __init__(self, scopes: Sequence[str], elect: str = "sum", zero_sign: str = "positive", aggregate: str = "mean", normalize: bool = True) -> None:

@@ -77,9 +77,12 @@ def test_random_expressions_keep_the_rules(data: st.DataObject):
             makes.append(lambda a=a: al.polar(a) * al.info(al.polar(a))[1])
         pool.append(data.draw(st.sampled_from(makes))())
     try:
-        check(lower(pool[-1], "F32", xs))
+        program = lower(pool[-1], "F32", xs)
     except ValueError as error:
-        assert "rows of" in str(error)
+        if "write the inner merge out first" not in str(error):  # rows of two lengths that nothing can separate
+            raise
+        return
+    check(program)
 
 
 # -- stages -------------------------------------------------------------------------------------------
@@ -320,7 +323,7 @@ def test_rows_of_two_lengths_in_one_pass_are_refused():
     """Where no held tensor can separate them the plan ends in a sentence, not in wrong rows."""
     (x,) = leaves(1, CONV)
     held = al.where(al.row_rank(x) > 0.0, x, 0.0) * al.row_sum(x, "output")
-    with pytest.raises(ValueError, match="rows of 2 and 12 elements.*write the inner merge out first"):
+    with pytest.raises(ValueError, match=r"rows of 2 and 12 elements.*write the inner merge out first"):
         lower(held * al.sum_all(x * al.row_sum(x, "output")), "F32", [x])
 
 

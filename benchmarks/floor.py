@@ -83,7 +83,8 @@ def floor(inputs: Sequence[Path], out: Path, output_bytes: int, passes: int = 1,
     start, cpu = time.perf_counter(), time.process_time()
     target = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        os.truncate(target, output_bytes)
+        if output_bytes:
+            os.posix_fallocate(target, 0, output_bytes)  # a full disk is found first, as by a merge
         read = _together(sources, target, output_bytes, units, threads)
         if sync:
             os.fsync(target)

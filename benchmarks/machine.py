@@ -53,7 +53,8 @@ def disk(folder: Path) -> dict[str, Any]:
     queue = next((p / "queue" for p in (block, block.parent) if (p / "queue" / "rotational").exists()), None)
     if queue is not None:
         found["virtual"] = queue.parent.name.startswith(("vd", "xvd"))
-        found["rotational"] = (queue / "rotational").read_text().strip() == "1"
+        if not found["virtual"]:  # a virtual disk does not know what it lies on
+            found["rotational"] = (queue / "rotational").read_text().strip() == "1"
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -144,9 +145,14 @@ def _add_inputs(root: Tree, plan: Plan) -> None:
         files = list(members)
         used = sum(read.get(f.path, 0) for f in files)
         count = f"{len(files)} files" if len(files) > 1 else "1 file"
-        branch.add(
-            f"{escape(folder)}  {count}, {size(sum(f.size for f in files))}, {size(used)} of it used" if used else f"{escape(folder)}  {count}, not read"
-        )
+        figures = f"{count}, {size(sum(f.size for f in files))}, {size(used)} of it used" if used else f"{count}, not read"
+        branch.add(f"{figures}  {escape(_shown(folder))}")
+
+
+def _shown(folder: str) -> str:
+    """A folder as a person here would write it."""
+    here = os.getcwd()
+    return os.path.relpath(folder, here) if folder.startswith(here + os.sep) else folder
 
 
 def _add_groups(root: Tree, plan: Plan) -> None:

@@ -36,7 +36,7 @@ _SCOPE_SAMPLE_BYTES = 4 * MIB
 #: Components are opened no further than this many times the number of workers beyond the oldest open one.
 WINDOW = 2
 #: Inputs are kept for later passes when they take no more than this part of what the budget leaves.
-_KEEP_SHARE = 0.25
+_KEEP_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ def test_sweeps_and_mispredictions_are_said(plans: dict[str, Plan], tmp_path: Pa
     least = plans["ties"].prediction.minimum_bytes
     models = tiny.write_set(tmp_path / "m", shapes={**tiny.SHAPES, "model.layers.0.mlp.down_proj.weight": (600, 700)})
     (tmp_path / "r.yml").write_text(tiny.recipes(models)["ties"])
-    tight = plait.plan(tmp_path / "r.yml", plait.Options(memory=least + (8 << 20), workers=1, device="cpu"))
+    tight = plait.plan(tmp_path / "r.yml", plait.Options(memory=least + (4 << 20), workers=1, device="cpu"))
     assert tight.prediction.bytes_read_extra > 0
     assert f"up to {size(tight.prediction.bytes_read_extra)} where a sample mispredicts" in flat(to_text(tight, 200))
 

@@ -1,0 +1,133 @@
+"""Runs a command as a whole process and measures it: wall and CPU seconds, and private memory (RssAnon) over time.
+
+    python benchmarks/measure.py python -m plait merge recipe.yml out --memory 128MiB
+
+Private memory is sampled, so a peak shorter than the interval can be missed; pages of the page cache do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memory_70b import IMPORT_ONLY, WITH_MODULES, private_bytes
+
+MIB = 1 << 20
+SAMPLE_S = 0.005
+
+
+class CommandFailed(Exception):
+    """A measured command ended with another status than 0."""
+
+    def __init__(self, command: Sequence[str], status: int, output: str) -> None:
+        super().__init__(f"exit status {status} of: {' '.join(command)}\n{output[-4000:]}")
+        self.status = status
+        self.output = output
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A whole process, from its start to its end.
+
+    Attributes:
+        wall_s: seconds on the clock.
+        cpu_s: seconds of all its threads, user and system.
+        peak_bytes: most private memory of any sample.
+        samples: seconds since the start and private bytes.
+        output: what it printed.
+    """
+
+    wall_s: float
+    cpu_s: float
+    peak_bytes: int
+    samples: tuple[tuple[float, int], ...]
+    output: str
+
+
+def run(command: Sequence[str], every_s: float = SAMPLE_S, environment: Mapping[str, str] | None = None) -> Measured:
+    """Runs a command to its end.
+
+    Raises:
+        CommandFailed: it ended with another status than 0.
+    """
+    samples: list[tuple[float, int]] = []
+    with tempfile.TemporaryFile() as log:
+        start = time.perf_counter()
+        process = subprocess.Popen(list(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **(environment or {})})
+        try:
+            while True:
+                pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+                if pid:
+                    break
+                try:
+                    samples.append((time.perf_counter() - start, private_bytes(process.pid)))
+                except FileNotFoundError:
+                    pass  # it ended between the two calls; the next turn collects it
+                time.sleep(every_s)
+        except BaseException:
+            process.kill()
+            raise
+        wall = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        log.seek(0)
+        output = log.read().decode(errors="replace")
+    if process.returncode:
+        raise CommandFailed(command, process.returncode, output)
+    return Measured(wall, usage.ru_utime + usage.ru_stime, max((b for _, b in samples), default=0), tuple(samples), output)
+
+
+def plait(*arguments: str | Path, python: str = sys.executable) -> list[str]:
+    """The command line of plait as a process of its own."""
+    return [python, "-m", "plait", *map(str, arguments)]
+
+
+def planned(recipe: Path, memory: str) -> dict[str, Any]:
+    """`plait plan` as data."""
+    found: dict[str, Any] = json.loads(run(plait("plan", recipe, "--memory", memory, "--format", "json")).output)
+    return found
+
+
+def import_baseline(recipe: Path, out: Path, memory: str) -> int:
+    """Private memory of a process that only imports what merging this recipe imports.
+
+    Args:
+        recipe: over a tiny checkpoint; it is merged once to see what is imported.
+        out: folder for that merge.
+        memory: budget for that merge.
+    """
+    command = [sys.executable, "-c", WITH_MODULES, "merge", str(recipe), str(out), "--memory", memory]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise CommandFailed(command, done.returncode, done.stderr)
+    names = [n for n in json.loads(done.stderr.splitlines()[-1]) if not n.startswith("plait_kernel_") and n != "__main__"]
+    with subprocess.Popen([sys.executable, "-c", IMPORT_ONLY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        stdout, stdin = process.stdout, process.stdin
+        if stdin is None or stdout is None:
+            raise AssertionError("both are pipes")
+        stdin.write(json.dumps(names))
+        stdin.close()
+        stdout.readline()
+        size = private_bytes(process.pid)
+        process.kill()
+    return size
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="what to run")
+    found = run(parser.parse_args().command)
+    print(found.output, end="")
+    print(f"{found.wall_s:.2f} s, {found.cpu_s:.2f} s of CPU, {found.peak_bytes / MIB:.1f} MiB private at its peak", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

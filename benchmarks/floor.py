@@ -142,9 +142,9 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=1, help="how often the inputs are read")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sync", action="store_true", help="fsync the output inside the time")
-    parser.add_argument("--cold", action="store_true", help="do not read the inputs once before the time")
+    parser.add_argument("--no-warm", action="store_true", help="do not read the inputs once before the time")
     args = parser.parse_args()
-    if not args.cold:
+    if not args.no_warm:
         warm(args.inputs)
     size = weight_bytes(args.inputs[:1]) if args.bytes is None else args.bytes
     print(json.dumps(asdict(floor(args.inputs, args.out, size, args.passes, args.threads, sync=args.sync))))

@@ -68,13 +68,11 @@ def run(command: Sequence[str], every_s: float = SAMPLE_S, environment: Mapping[
                 pid, status, usage = os.wait4(process.pid, os.WNOHANG)
                 if pid:
                     break
-                try:
-                    samples.append((time.perf_counter() - start, private_bytes(process.pid)))
-                except FileNotFoundError:
-                    pass  # it ended between the two calls; the next turn collects it
+                samples.append((time.perf_counter() - start, private_bytes(process.pid)))
                 time.sleep(every_s)
         except BaseException:
             process.kill()
+            process.wait()
             raise
         wall = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)

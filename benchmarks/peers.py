@@ -22,13 +22,12 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 SD_MECHA_DRIVER = """
 import sys
 import sd_mecha
-from sd_mecha import extensions
 
 method, out, *files = sys.argv[1:]
 base, *experts = (sd_mecha.model(f) for f in files)
 deltas = [e - base for e in experts]
 if method == "linear":
-    recipe = sum(experts[1:], experts[0]) * (1.0 / len(experts))
+    recipe = sd_mecha.n_average(*experts)
 elif method == "task_arithmetic":
     recipe = base + sum(deltas[1:], deltas[0]) * 0.4
 elif method == "slerp":
@@ -123,7 +122,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that choose peers."""
     parser.add_argument("--mergekit", type=Path, metavar="VENV", help="virtual environment that has mergekit")
     parser.add_argument("--sd-mecha", type=Path, metavar="VENV", help="virtual environment that has sd-mecha")
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND", help="another program; {recipe}, {models}, {method}, {out} are filled in")
+    parser.add_argument(
+        "--peer", action="append", default=[], metavar="NAME=COMMAND", help="another program; {recipe}, {models}, {method}, {out} are filled in"
+    )
 
 
 def chosen(args: argparse.Namespace) -> list[Peer]:

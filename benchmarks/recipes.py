@@ -1,6 +1,6 @@
 """The recipes that benchmarks run, as text that plait and mergekit read alike.
 
-    python benchmarks/recipes.py ties /data/tl/base /data/tl/expert1 /data/tl/expert2 > ties.yml
+python benchmarks/recipes.py ties /data/tl/base /data/tl/expert1 /data/tl/expert2 > ties.yml
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ and lowering an expression is the costly part of planning; binding it to another
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from plait.ops.errors import PlanError
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import Method, methods, steps
 from plait.ops.tensor import LazyTensor, load
+from plait.planner.graph import verify
 from plait.planner.program import Program, lower
 from plait.planner.types import Job, TensorRef
 
@@ -130,7 +132,10 @@ def _program(spec: OutputSpec) -> Program:
     root = spec.build(leaves)
     if root.space != "tensor":
         raise ValueError("the expression gives numbers, not a tensor")
-    return lower(root, spec.dtype, leaves)
+    program = lower(root, spec.dtype, leaves)
+    if os.environ.get("PLAIT_VERIFY"):
+        verify(program)
+    return program
 
 
 def used_inputs(program: Program, leaves: tuple[TensorRef, ...]) -> list[TensorRef]:

@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
@@ -208,6 +209,7 @@ def shown(bench: Bench) -> list[list[str]]:
 
 def main() -> None:
     args = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that an output of gigabytes does not stay behind
     models = models_in(args.set)
     with tempfile.TemporaryDirectory(prefix="speed-") as name:
         out = (args.out or args.set) / f"speed-out-{os.getpid()}"

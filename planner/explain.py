@@ -45,12 +45,19 @@ class Group:
 def groups(plan: Plan) -> dict[str, list[Group]]:
     """Outputs by role; within a role, equal tensors of different layers are one group."""
     found: dict[str, dict[Any, Group]] = {role: {} for role in _ROLES}
+    ways = _ways(plan)
     for component in plan.components:
         program = plan.program_of(component)
         label = _folded(component.name)
-        key = (label, program.shape, _how(plan, component))
+        key = (label, program.shape, ways[component.program])
         found.setdefault(component.role, {}).setdefault(key, Group(label, program.shape)).components.append(component)
     return {role: list(table.values()) for role, table in found.items() if table}
+
+
+def _ways(plan: Plan) -> dict[int, str]:
+    """For each program in use, how its components run."""
+    first = {c.program: c for c in reversed(plan.components)}
+    return {number: _how(plan, component) for number, component in first.items()}
 
 
 def _folded(name: str) -> str:
@@ -160,8 +167,9 @@ def _add_groups(root: Tree, plan: Plan) -> None:
     from rich.markup import escape
 
     ways: dict[str, list[Component]] = {}
+    how = _ways(plan)
     for component in plan.components:
-        ways.setdefault(_how(plan, component), []).append(component)
+        ways.setdefault(how[component.program], []).append(component)
     letters = {way: _letter(n) for n, way in enumerate(ways)}
     branch = root.add("[bold]passes[/]")
     for way, members in ways.items():
@@ -176,7 +184,7 @@ def _add_groups(root: Tree, plan: Plan) -> None:
             holds = f", holds {size(held)}" if held >= 1 << 20 else ""
             shape = "x".join(map(str, program.shape)) or "scalar"
             line = (
-                f"{count}{escape(group.label)}  {shape} {program.dtype.lower()}  {letters[_how(plan, first)]}, reads {size(_read_each(program, first))}{holds}"
+                f"{count}{escape(group.label)}  {shape} {program.dtype.lower()}  {letters[how[first.program]]}, reads {size(_read_each(program, first))}{holds}"
             )
             branch.add(line)
 

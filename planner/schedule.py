@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from plait.ops.errors import BudgetTooSmall, PlanError
@@ -70,8 +71,9 @@ def make_plan(title: str, specs: Sequence[OutputSpec], layout: Layout, files: Se
     components.sort(key=lambda c: _first_read(programs[c.program], c, files_order(files)))
     scopes, sweeps = _scopes(programs, components)
     memory = _fit(programs, components, resources)
-    components = [_with_inputs_kept(c, programs[c.program], memory.keep_limit) for c in components]
-    prediction = _predict(programs, components, memory)
+    keeps = [_keeps_inputs(p, memory.keep_limit) for p in programs]
+    components = [replace(c, keep_inputs=True) if keeps[c.program] else c for c in components]
+    prediction = _predict(programs, keeps, components, memory)
     on_gpu, gpu_notes = _gpu_programs(programs, resources)
     return Plan(
         title,
@@ -233,13 +235,12 @@ def _too_small(program: Program, name: str, arena: int, state: int, runtime: int
     )
 
 
-def _with_inputs_kept(component: Component, program: Program, limit: int) -> Component:
+def _keeps_inputs(program: Program, limit: int) -> bool:
+    """Whether a program's inputs stay in memory between its passes: where there are several, and a slab holds them."""
     reads = sum(1 + recounts(program, stage) for stage in program.stages if stage.loads)
     if any(stage.scopes for stage in program.stages):  # memory is not held from one sweep to the next
-        return component
-    if reads < 2 or slab_bytes(program) > limit:
-        return component
-    return Component(component.name, component.program, component.inputs, True, component.role, component.layer, component.origin)
+        return False
+    return reads > 1 and slab_bytes(program) <= limit
 
 
 def slab_bytes(program: Program) -> int:
@@ -247,31 +248,52 @@ def slab_bytes(program: Program) -> int:
     return input_bytes(program) + 4096 * len(program.slots)
 
 
-def _predict(programs: Sequence[Program], components: Sequence[Component], memory: _Memory) -> Prediction:
-    slab = max((slab_bytes(programs[c.program]) for c in components if c.keep_inputs), default=0)
-    states = [component_bytes(programs[c.program]) for c in components]
-    peak_state, peak_at = _widest_window(states, memory.workers, memory.state_limit - memory.workers * slab)
-    read = extra = written = copied = passes = 0
-    for c in components:
-        p = programs[c.program]
-        written += output_bytes(p)
-        if p.copy is not None:
-            copied += output_bytes(p)
-            read += output_bytes(p)
-            passes = max(passes, 1)
-            continue
-        reads = [stage_read_bytes(p, s) for s in p.stages]
-        read += input_bytes(p) if c.keep_inputs else sum(reads)
-        if not c.keep_inputs:
-            looks = [looking_bytes(p, s) for s in p.stages]
-            read += sum(sample for sample, _ in looks)
-            extra += sum(ties for _, ties in looks) + sum(2 * r for r, s in zip(reads, p.stages, strict=True) if recounts(p, s))
-        passes = max(passes, 1 if c.keep_inputs else sum(1 for s in p.stages if s.loads))
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """Bytes that one component of a program moves, and how often it reads."""
+
+    read: int
+    extra: int
+    written: int
+    copied: int
+    passes: int
+
+
+def _moved(p: Program, keep_inputs: bool) -> _Moved:
+    written = output_bytes(p)
+    if p.copy is not None:
+        return _Moved(written, 0, written, written, 1)
+    if keep_inputs:
+        return _Moved(input_bytes(p), 0, written, 0, 1)
+    reads = [stage_read_bytes(p, s) for s in p.stages]
+    looks = [looking_bytes(p, s) for s in p.stages]
+    extra = sum(ties for _, ties in looks) + sum(2 * r for r, s in zip(reads, p.stages, strict=True) if recounts(p, s))
+    return _Moved(sum(reads) + sum(sample for sample, _ in looks), extra, written, 0, sum(1 for s in p.stages if s.loads))
+
+
+def _predict(programs: Sequence[Program], keeps: Sequence[bool], components: Sequence[Component], memory: _Memory) -> Prediction:
+    used = Counter(c.program for c in components)
+    slab = max((slab_bytes(programs[n]) for n in used if keeps[n]), default=0)
+    held = [component_bytes(p) for p in programs]
+    peak_state, peak_at = _widest_window([held[c.program] for c in components], memory.workers, memory.state_limit - memory.workers * slab)
+    moved = {n: _moved(programs[n], keeps[n]) for n in used}
+    extra = sum(moved[n].extra * count for n, count in used.items())
     if any(key.startswith("kth_magnitude") for p in programs for s in p.stages for key in s.scopes):
         extra += SCOPE_PIECES * SCOPE_PIECE * 4 * max(len(s.loads) for p in programs for s in p.stages)
-    name = components[peak_at].name if components and peak_state > memory.per_worker else memory.peak_task
-    peak = memory.runtime + memory.workers * (memory.per_worker + slab) + peak_state
-    return Prediction(peak, memory.runtime, memory.per_worker, peak_state, slab, name, read, extra, written, copied, passes, memory.minimum)
+    return Prediction(
+        peak_bytes=memory.runtime + memory.workers * (memory.per_worker + slab) + peak_state,
+        runtime_bytes=memory.runtime,
+        worker_bytes=memory.per_worker,
+        state_bytes=peak_state,
+        slab_bytes=slab,
+        peak_task=components[peak_at].name if components and peak_state > memory.per_worker else memory.peak_task,
+        bytes_read=sum(moved[n].read * count for n, count in used.items()),
+        bytes_read_extra=extra,
+        bytes_written=sum(moved[n].written * count for n, count in used.items()),
+        bytes_copied=sum(moved[n].copied * count for n, count in used.items()),
+        passes=max((m.passes for m in moved.values()), default=0),
+        minimum_bytes=memory.minimum,
+    )
 
 
 def _widest_window(states: Sequence[int], workers: int, limit: int) -> tuple[int, int]:

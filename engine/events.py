@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from plait.planner.plan import Component, Plan
@@ -49,7 +49,6 @@ class Report:
         bytes_read, bytes_written: measured.
         leased_peak_bytes: most that the ledger had leased at once.
         recounted: order statistics whose digit had not been foreseen.
-        notes: what happened on the way that the user should know.
     """
 
     seconds: float = 0.0
@@ -57,4 +56,3 @@ class Report:
     bytes_written: int = 0
     leased_peak_bytes: int = 0
     recounted: int = 0
-    notes: list[str] = field(default_factory=list)

@@ -32,7 +32,7 @@ from plait.planner.layout import INDEX_NAME, index_json
 from plait.planner.safetensors_header import size_text
 from plait.planner.types import Layout, SideFile
 
-#: Larger writes through the page cache were up to fifteen times slower where this was measured (docs/decisions/0005).
+#: Larger writes through the page cache were at times many times slower (docs/decisions/0005).
 MAX_WRITE_BYTES = 1 << 18
 _COPY_BYTES = 32 << 20  # one copy_file_range cannot be interrupted: keep it short
 _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.ETXTBSY}

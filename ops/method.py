@@ -115,7 +115,7 @@ class Method:
         summary: one line for the catalogue.
         kinds: op kinds it is built of.
         uses_name: the expression depends on the tensor's name or role, not on its shape alone.
-        integer_k: the order of the experts does not matter to the result.
+        symmetric: the order of the experts does not matter to the result.
     """
 
     name: str

@@ -73,7 +73,7 @@ def merge(recipe: str | Path, out: str | Path, options: Options | None = None, *
         events: hears how the run goes on.
 
     Returns:
-        What the run did: seconds, bytes, notes.
+        What the run did: seconds and bytes.
 
     Raises:
         PlaitError: as for `plan`, or the destination or the run failed; nothing is left at `out`.

@@ -166,8 +166,6 @@ def merge(recipe: Path, out: Path, quiet: bool, **machine: Any) -> None:
     console = Console(stderr=True, highlight=False)
     with ProgressBar(console) as bar:
         report = run(recipe, out, options, events=bar)
-    for note in report.notes:
-        console.print(f"note: {note}", markup=False)
     rate = (report.bytes_read + report.bytes_written) / max(report.seconds, 1e-9)
     console.print(
         f"{out}: {size(report.bytes_written)} written, {size(report.bytes_read)} read in {report.seconds:.1f} s ({size(rate)}/s)", markup=False, soft_wrap=True

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from plait.ops.algebra import cast
 from plait.ops.errors import PlanError
@@ -143,8 +142,3 @@ def used_inputs(program: Program, leaves: tuple[TensorRef, ...]) -> list[TensorR
     if program.copy is not None:
         return [leaves[program.copy]]
     return [ref for ref, slot in zip(leaves, program.slots, strict=True) if slot >= 0]
-
-
-def parameters_text(params: Iterable[tuple[str, Any]]) -> str:
-    """Parameters on one line, for people."""
-    return ", ".join(f"{k}={v}" for k, v in params)

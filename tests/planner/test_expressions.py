@@ -10,7 +10,7 @@ import pytest
 from plait.ops.algebra import sum_all
 from plait.ops.errors import PlanError
 from plait.ops.tensor import LazyTensor, load
-from plait.planner.expressions import OutputSpec, compile_specs, job_specs, leaf_of, parameters_text, used_inputs
+from plait.planner.expressions import OutputSpec, compile_specs, job_specs, leaf_of, used_inputs
 from plait.planner.types import Job, Mark, StepCall, TensorRef
 
 TIES = (
@@ -147,8 +147,3 @@ def test_building_depends_on_nothing_but_the_leaves():
     ours = [load(("x", n, 0, 0), (6, 4), "BF16") for n in ("base", "a", "b")]
     assert spec.build(ours) is spec.build(ours)
     assert spec.build(ours) is not spec.build(ours[::-1])
-
-
-def test_parameters_as_text():
-    """One line for people."""
-    assert parameters_text(TIES) == "weight=(1.0, 1.0), density=(0.5, 0.5), lam=1.0"

@@ -142,6 +142,9 @@ class CompiledRunner:
                 carve((2, length), np.uint64),
                 carve((RANK_COUNTS,), np.uint32),
             ]
+        self._fixed = [array.__array_interface__["data"][0] for array in self.fixed]
+        self._nothing = np.zeros(2, np.int64)  # Numba's convention has places for a result and an error; there are none
+        self._unused = self._nothing.__array_interface__["data"][0]
 
     def run(self, data: BlockData) -> BlockResult:
         """Compute one block; coarse histograms in the result are overwritten by the next call."""
@@ -154,7 +157,11 @@ class CompiledRunner:
         tables = [np.ascontiguousarray(data.smalls[i], np.float64) for i in k.tables]
         out = [] if data.out is None else [data.out]
         row = self.stage.row_length or data.n
-        self.function(data.n, data.start, row, self.scalars, streams, *tables, *data.inputs, *data.residents, *out, *data.keeps, *self.fixed)
+        arrays = (self.scalars, streams, *tables, *data.inputs, *data.residents, *out, *data.keeps)
+        pointers = [array.__array_interface__["data"][0] for array in arrays]
+        status = self.function(self._unused, self._unused, data.n, data.start, row, *pointers, *self._fixed)
+        if status:
+            raise RuntimeError(f"the compiled kernel {k.key} ended with status {status}; please report this")
         counts = [self._counts(i, bucket) for i, bucket in enumerate(data.buckets)] if k.selects else []
         return BlockResult(self.facc[: len(k.sums)].tolist(), counts)
 

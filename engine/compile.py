@@ -1,25 +1,30 @@
-"""Compiled kernels: generated source goes to a folder of the user's cache, and Numba keeps the machine code beside it.
+"""Compiled kernels: generated source and its machine code lie in a folder of the user's cache, and are loaded from there.
 
-The folder's name holds a hash of everything that the generated code depends on (this package's kernels,
-Numba, Python), so that another version never meets stale code.
+Loading needs LLVM's linker alone (llvmlite); Numba is started, in processes of its own, only for kernels that are not there yet.
+The folder's name holds a hash of everything that the machine code depends on (this package's kernels, Numba, Python, the
+processor), so that another version never meets stale code. A damaged file is compiled again.
 """
 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import importlib.util
 import os
-import platform
+import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cache
 from hashlib import blake2b
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from plait.engine.codegen import Kernel
+from plait.engine.kernelc import DIGEST_BYTES, build, target_machine
 from plait.ops.errors import KernelError
 
 
@@ -31,12 +36,13 @@ def numba_available() -> bool:
 @cache
 def cache_folder() -> Path:
     """The folder of generated kernels: `$PLAIT_CACHE_DIR`, else the user's cache folder, else a temporary one."""
-    import numba
+    import llvmlite.binding as llvm
 
     import plait.ops.kernels as kernels
 
-    digest = blake2b(f"{numba.__version__} {sys.version} {platform.machine()}".encode(), digest_size=8)
-    for source in sorted(Path(str(kernels.__file__)).parent.glob("jit_*.py")):
+    machine = f"{llvm.get_process_triple()} {llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
+    digest = blake2b(f"{version('numba')} {version('llvmlite')} {sys.version} {machine}".encode(), digest_size=8)
+    for source in (*sorted(Path(str(kernels.__file__)).parent.glob("jit_*.py")), Path(__file__).with_name("kernelc.py")):
         digest.update(source.read_bytes())
     root = Path(os.environ.get("PLAIT_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plait")
     folder = root / "kernels" / digest.hexdigest()
@@ -52,52 +58,105 @@ def cache_folder() -> Path:
 
 
 _LOCK = threading.Lock()
-_COMPILED: dict[str, Callable[..., None]] = {}
+_COMPILED: dict[str, Callable[..., int]] = {}
+_ENGINES: list[Any] = []  # LLVM frees the code with the engine that loaded it
 
 
-def compiled(kernel: Kernel) -> Callable[..., None]:
+def compiled(kernel: Kernel) -> Callable[..., int]:
     """Machine code of a generated kernel, from memory, from disk or newly compiled.
 
     Raises:
-        KernelError: Numba cannot compile it.
+        KernelError: it cannot be compiled.
     """
     with _LOCK:
         function = _COMPILED.get(kernel.key)
         if function is None:
-            function = _COMPILED[kernel.key] = _import(kernel)
+            function = _load(kernel)
+            if function is None:
+                _compile([kernel], 1)
+                function = _load(kernel)
+            if function is None:
+                path = cache_folder() / f"k_{kernel.key}.o"
+                raise KernelError(f"the compiled kernel {path} cannot be read back; check the disk, or set PLAIT_CACHE_DIR to another folder", path=str(path))
+            _COMPILED[kernel.key] = function
         return function
 
 
-def _import(kernel: Kernel) -> Callable[..., None]:
-    _vectorise_many_arrays()
-    path = cache_folder() / f"k_{kernel.key}.py"
-    source = kernel.source.encode()
-    if not path.exists() or path.read_bytes() != source:
-        partial = path.with_suffix(f".{os.getpid()}.tmp")
-        partial.write_bytes(source)
-        partial.replace(path)
-    spec = importlib.util.spec_from_file_location(f"plait_kernel_{kernel.key}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # Numba's cached code looks its module up by name
-    try:
-        try:
-            spec.loader.exec_module(module)
-        except Exception:  # damaged machine code beside a sound source: compile once more
-            for stale in path.parent.glob(f"__pycache__/{path.stem}.*"):
-                stale.unlink(missing_ok=True)
-            spec.loader.exec_module(module)
-    except Exception as error:
-        raise KernelError(f"the generated kernel {path} does not compile: {error}; run with --backend torch and report this", path=str(path)) from error
-    result: Any = module.kernel
-    return result  # type: ignore[no-any-return]
+def compile_missing(kernels: Iterable[Kernel], processes: int) -> int:
+    """Compile all kernels that have no machine code yet, in up to `processes` processes at once.
+
+    Returns:
+        How many were compiled.
+
+    Raises:
+        KernelError: one cannot be compiled.
+    """
+    with _LOCK:
+        missing: dict[str, Kernel] = {}
+        for kernel in kernels:
+            if kernel.key not in _COMPILED and kernel.key not in missing:
+                function = _load(kernel)
+                if function is None:
+                    missing[kernel.key] = kernel
+                else:
+                    _COMPILED[kernel.key] = function
+        _compile(list(missing.values()), processes)
+        return len(missing)
 
 
-@cache
-def _vectorise_many_arrays() -> None:
-    """Let LLVM vectorise loops over more arrays than its default of eight overlap checks allows."""
+def _load(kernel: Kernel) -> Callable[..., int] | None:
+    """The kernel's function out of its file; None where there is no file, or a damaged one."""
     import llvmlite.binding as llvm
 
-    llvm.set_option("plait", "--runtime-memory-check-threshold=512")
-    llvm.set_option("plait", "--memory-check-merge-threshold=512")
+    try:
+        data = (cache_folder() / f"k_{kernel.key}.o").read_bytes()
+    except OSError:
+        return None
+    code = data[DIGEST_BYTES:]
+    if blake2b(code, digest_size=DIGEST_BYTES).digest() != data[:DIGEST_BYTES]:
+        return None
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    address = engine.get_function_address(f"plait_{kernel.key}")
+    _ENGINES.append(engine)
+    pointers = [ctypes.c_void_p] * kernel.arrays
+    # ctypes lets go of the GIL while the function runs
+    return ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, *pointers)(address)
+
+
+def _compile(kernels: list[Kernel], processes: int) -> None:
+    """Write the sources and have them compiled."""
+    folder = cache_folder()
+    for kernel in kernels:
+        partial = folder / f"k_{kernel.key}.{os.getpid()}.source.tmp"
+        partial.write_text(kernel.source)
+        partial.replace(folder / f"k_{kernel.key}.py")
+    if "numba" in sys.modules:  # paid for already
+        for kernel in kernels:
+            try:
+                build(folder, kernel.key)
+            except Exception as error:
+                raise _refused(f"{folder / f'k_{kernel.key}.py'}: {type(error).__name__}: {error}") from error
+        return
+    shares = [share for first in range(processes) if (share := kernels[first::processes])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    running: list[subprocess.Popen[str]] = []
+    try:
+        for share in shares:
+            command = [sys.executable, "-m", "plait.engine.kernelc", str(folder), *(k.key for k in share)]
+            running.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+        said = [process.communicate()[1] for process in running]
+    except BaseException:
+        for process in running:
+            with suppress(OSError):
+                process.kill()
+            process.wait()
+        raise
+    for process, text in zip(running, said, strict=True):
+        if process.returncode:
+            raise _refused(text.strip() or f"the compiler ended with status {process.returncode}")
+
+
+def _refused(why: str) -> KernelError:
+    return KernelError(f"a generated kernel does not compile: {' '.join(why.split())}; run with --backend torch and report this")

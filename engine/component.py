@@ -16,6 +16,7 @@ import numpy as np
 
 from plait.engine.blockrun import RAW, Array, BlockData, BlockResult
 from plait.engine.orderstat import NO_LIMIT, Statistic, Threshold, foresee, tie_limit
+from plait.engine.prepare import probe_key
 from plait.engine.smalls import SmallValues
 from plait.engine.whole import run_whole
 from plait.engine.worker import Host, Worker
@@ -202,7 +203,7 @@ class ComponentRun:
         if probe is None:
             probe = self._probes[id(stage), nodes] = probe_stage(self.program, stage, nodes)
         data = self.block_data(worker, probe, first, out[0].size, None, out)
-        worker.runner(self.component.program, probe, ("probe", stage.folds, nodes)).run(data)
+        worker.runner(self.component.program, probe, probe_key(stage, nodes)).run(data)
 
     def search_ties(self, worker: Worker, stage: Stage, i: int, threshold: Threshold, before: int) -> float:
         """Flat index from which elements equal to the threshold are no longer kept."""

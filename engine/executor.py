@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from plait.engine.blockrun import Array
-from plait.engine.codegen import Kernel
 from plait.engine.component import ComponentRun, Pass
 from plait.engine.events import Events, Quiet, Report
 from plait.engine.ledger import Ledger
 from plait.engine.orderstat import NO_LIMIT, Statistic, Threshold, foresee
+from plait.engine.prepare import prepare_kernels
 from plait.engine.reader import Reader
 from plait.engine.worker import Host, Worker
 from plait.engine.writer import Sink
@@ -85,7 +85,7 @@ class _Run:
         fixed = plan.prediction.runtime_bytes + plan.workers * (plan.prediction.worker_bytes + plan.prediction.slab_bytes)
         self.ledger = Ledger(max(plan.budget_bytes, fixed), fixed, fixed)
         self.states = [component_bytes(program) for program in plan.programs]
-        kernels: dict[Hashable, Kernel] = {}
+        kernels = prepare_kernels(plan)
         self.workers = [Worker(plan, kernels) for _ in range(plan.workers)]
         self.runs: dict[str, ComponentRun] = {}
         self.condition = threading.Condition()

@@ -13,6 +13,7 @@ from plait.engine.blockrun import Array, BlockRunner, Counts, make_runner
 from plait.engine.codegen import Kernel, generate
 from plait.engine.events import Events, Report
 from plait.engine.orderstat import Statistic
+from plait.engine.prepare import kernel_key
 from plait.engine.reader import Reader
 from plait.engine.writer import Sink
 from plait.planner.blocks import stage_buffers
@@ -54,15 +55,16 @@ class Worker:
     def runner(self, program_number: int, stage: Stage, what: Hashable) -> BlockRunner:
         """The runner of a stage; `what` tells a probe from the stage itself."""
         # the working arrays are cut from this worker's scratch, whose place depends on the arrangement
-        key = (program_number, stage.keeps, what, stage.store, self._arranged)
+        named = kernel_key(program_number, stage, what)
+        key = (*named, self._arranged)
         runner = self._runners.get(key)
         if runner is None:
             if len(self._runners) > 256:
                 self._runners.clear()
             program = self.plan.programs[program_number]
-            kernel = self.kernels.get(key[:-1])
+            kernel = self.kernels.get(named)
             if kernel is None:
-                kernel = self.kernels[key[:-1]] = generate(program, stage)
+                kernel = self.kernels[named] = generate(program, stage)
             runner = self._runners[key] = make_runner(program, stage, self.plan.backend, kernel, self.scratch)
         return runner
 

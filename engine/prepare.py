@@ -1,0 +1,59 @@
+"""Before the first byte is read: generate every kernel of a plan, and compile at once those that no earlier run has left."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+
+from plait.engine.codegen import Kernel, generate
+from plait.planner.plan import Plan
+from plait.planner.program import Program, Stage, probe_stage, scope_of
+
+#: A helper process that compiles takes about this much private memory; as many run at once as the budget holds.
+_COMPILER_BYTES = 128 << 20
+
+
+def prepare_kernels(plan: Plan) -> dict[Hashable, Kernel]:
+    """The kernels that workers will ask for, by `kernel_key`.
+
+    Raises:
+        KernelError: one cannot be compiled.
+    """
+    used = sorted({component.program for component in plan.components})
+    kernels: dict[Hashable, Kernel] = {}
+    for number in used:
+        for key, program, stage in _stages(number, plan.programs[number]):
+            kernels[key] = generate(program, stage)
+    if plan.backend == "numba" and kernels:
+        from plait.engine.compile import compile_missing
+
+        compile_missing(kernels.values(), max(1, min(plan.workers, plan.budget_bytes // _COMPILER_BYTES)))
+    return kernels
+
+
+def kernel_key(program: int, stage: Stage, what: Hashable) -> tuple[Hashable, ...]:
+    """Identity of a kernel within a plan; `what` tells a probe from the stage itself."""
+    return (program, stage.keeps, what, stage.store)
+
+
+def probe_key(stage: Stage, nodes: tuple[int, ...]) -> Hashable:
+    """`what` of the kernel that computes tensor nodes of a stage to look at them."""
+    return ("probe", stage.folds, nodes)
+
+
+def _stages(number: int, program: Program) -> Iterator[tuple[Hashable, Program, Stage]]:
+    if program.copy is not None:
+        return
+    for stage in program.stages:
+        yield kernel_key(number, stage, stage.folds), program, stage
+        selects = [i for i in stage.folds if program.nodes[i].op == "kth_magnitude"]
+        looks = {tuple(program.nodes[i].inputs[0] for i in group) for group in _groups(program, selects)}
+        for nodes in sorted(looks):
+            probe = probe_stage(program, stage, nodes)
+            yield kernel_key(number, probe, probe_key(stage, nodes)), program, probe
+
+
+def _groups(program: Program, selects: list[int]) -> list[list[int]]:
+    """Order statistics whose values are looked at together: to foresee a tensor's own, or a model's; and one by one, to find the last tie."""
+    own = [i for i in selects if not scope_of(program.nodes[i])]
+    scoped = [i for i in selects if scope_of(program.nodes[i])]
+    return [group for group in (own, scoped, *([i] for i in selects)) if group]

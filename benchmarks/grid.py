@@ -4,10 +4,11 @@
     python benchmarks/grid.py --preset tiny --no-growth         # seconds, to try it
     python benchmarks/grid.py --set /data/tl --methods ties --budgets 128MiB --no-growth
 
-For every budget, method and shape it compares what `plait plan` predicts with the private memory (RssAnon, sampled) of a merge in a
-process of its own, less that of a process which imports the same modules; with warm kernels, and with an empty kernel cache, where
-compiling counts too. Budgets that a plan refuses are listed as refused. Then it merges models of 2, 4, 8 and 16 layers, and 2 to 16
-experts, and fits seconds to bytes moved. Exits 1 when a measured peak is over its prediction or its budget.
+It measures the machine's rates first (`plait bench machine`). For every budget, method and shape it compares what `plait plan` predicts
+with the private memory (RssAnon, sampled) of a merge in a process of its own, less that of a process which imports the same modules, and
+with the seconds that this process takes; with warm kernels, and with an empty kernel cache, where compiling counts too. Budgets that a
+plan refuses are listed as refused. Then it merges models of 2, 4, 8 and 16 layers, and 2 to 16 experts, and fits seconds to bytes moved.
+Exits 1 when a measured peak is over its prediction or its budget.
 """
 
 from __future__ import annotations
@@ -63,6 +64,12 @@ class Cell:
     baseline: int = 0
     peak: int = 0
     wall_s: float = 0.0
+    predicted_s: float = 0.0
+
+    @property
+    def time_ratio(self) -> float:
+        """Predicted over measured seconds."""
+        return self.predicted_s / max(self.wall_s, 1e-9)
 
     @property
     def used(self) -> int:
@@ -109,6 +116,14 @@ class Growth:
     memory_spread: float
 
 
+def calibrated(scratch: Path) -> dict[str, Any]:
+    """Measures the machine in the folder that merges will write to; plans of this process's children use it from here on."""
+    os.environ["PLAIT_CACHE_DIR"] = str(scratch / "calibration")
+    run(plait("bench", "machine", "--folder", scratch))
+    found: dict[str, Any] = json.loads((scratch / "calibration" / "machine.json").read_text())["rates"]
+    return found
+
+
 def cells(shape: str, models: list[Path], methods: list[str], budgets: list[str], scratch: Path, *, cold: bool) -> Iterator[Cell]:
     """All cells of one shape."""
     out = scratch / "out"
@@ -137,8 +152,10 @@ def cells(shape: str, models: list[Path], methods: list[str], budgets: list[str]
                     warmed = True
                 found = run(command, environment={"PLAIT_CACHE_DIR": str(cache)}, every_s=0.002)
                 shutil.rmtree(out)
-                wall = round(found.wall_s, 3)
-                yield Cell(shape, method, budget, kernels, False, plan["predicted_peak_bytes"], plan["budget_bytes"], baseline, found.peak_bytes, wall)
+                wall, timing = round(found.wall_s, 3), plan["timing"]
+                expected = round(timing["seconds"] + (timing["first_run_s"] if kernels == "cold" else 0.0), 3)
+                memory = (plan["predicted_peak_bytes"], plan["budget_bytes"], baseline, found.peak_bytes)
+                yield Cell(shape, method, budget, kernels, False, *memory, wall, expected)
 
 
 def growth(methods: list[str], what: str, budget: str, repeat: int, scratch: Path) -> list[Growth]:
@@ -184,7 +201,8 @@ def shown(found: list[Cell]) -> list[list[str]]:
     rows = []
     for c in found:
         figures = [c.predicted / MIB, c.used / MIB, c.baseline / MIB]
-        texts = ["", "", "", "", ""] if c.refused else [*(f"{f:.1f}" for f in figures), f"{c.predicted / max(c.used, 1):.2f}", f"{c.wall_s:.2f}"]
+        times = [f"{c.predicted_s:.2f}", f"{c.wall_s:.2f}", f"{c.time_ratio:.2f}"]
+        texts = [""] * 7 if c.refused else [*(f"{f:.1f}" for f in figures), f"{c.predicted / max(c.used, 1):.2f}", *times]
         rows.append([c.method, c.shape, c.budget, c.kernels, *texts, c.verdict])
     return rows
 
@@ -205,6 +223,7 @@ def main() -> None:
     grown: list[Growth] = []
     with tempfile.TemporaryDirectory(prefix="grid-", dir=args.scratch) as name:
         scratch = Path(name)
+        rates = calibrated(scratch)
         sets = {args.set.name: models_in(args.set)} if args.set else {p: make_set(scratch / p, SHAPES[p], 3) for p in args.preset or SHAPES}
         for shape, models in sets.items():
             (scratch / f"work-{shape}").mkdir()
@@ -218,7 +237,7 @@ def main() -> None:
             for what in ("layers", "experts"):
                 grown += growth(methods_named(args.growth_methods), what, args.growth_memory, args.repeat, scratch)
         facts = machine.describe(scratch)
-    write(args, facts, found, grown)
+    write(args, {**facts, "rates": rates}, found, grown)
     sys.exit(any(c.verdict not in ("ok", "refused") for c in found))
 
 
@@ -227,7 +246,10 @@ def write(args: argparse.Namespace, facts: dict[str, Any], found: list[Cell], gr
     within = [c for c in found if c.verdict == "ok" and c.predicted <= 1.25 * c.used]
     ran = [c for c in found if not c.refused]
     notes = [f"{len([c for c in ran if c.verdict == 'ok'])} of {len(ran)} within prediction and budget; {len(within)} of them within 25 % of the prediction"]
-    headings = ["method", "shape", "budget", "kernels", "predicted MiB", "measured MiB", "imports MiB", "predicted/measured", "wall s", ""]
+    twice = [c for c in ran if 0.5 <= c.time_ratio <= 2.0]
+    notes.append(f"{len(twice)} of {len(ran)} predicted times are within a factor of two of the measured ones")
+    memory = ["predicted MiB", "measured MiB", "imports MiB", "predicted/measured"]
+    headings = ["method", "shape", "budget", "kernels", *memory, "predicted s", "wall s", "predicted/wall", ""]
     text = table_of("predicted and measured peak of private memory, above that of the imports", headings, shown(found), notes)
     if grown:
         headings = ["method", "growing", "count", "GB moved", "wall s", "private MiB", "s/GB", "start s", "R2"]

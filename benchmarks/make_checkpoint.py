@@ -2,6 +2,7 @@
 
     python benchmarks/make_checkpoint.py 70b-width-1layer /data/wide --experts 2
     python benchmarks/make_checkpoint.py 70b /data/huge --experts 2 --sparse      # headers only, no data: for `plait plan`
+    python benchmarks/make_checkpoint.py moe-100k /data/moe --sparse              # 100,298 tensors: planning at scale
 
 Values come from one pool of seeded normal numbers, read at a different place for every block: writing is as fast as the disk, and memory
 stays at the size of the pool however large the tensors are. The folders are `base`, `expert1`, `expert2`, …
@@ -29,7 +30,10 @@ TORCH_NAME = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 @dataclass(frozen=True)
 class Preset:
-    """The shape of a Llama-style model, and how large its shards are (None: one file)."""
+    """The shape of a Llama-style model, and how large its shards are (None: one file).
+
+    With `experts`, each layer has that many unfused feed-forward experts of `inter` columns and a router, as Qwen's mixtures have.
+    """
 
     hidden: int
     inter: int
@@ -38,6 +42,7 @@ class Preset:
     vocab: int
     layers: int
     shard_bytes: int | None = None
+    experts: int = 0
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Every tensor's shape, in model order."""
@@ -49,19 +54,21 @@ class Preset:
             "self_attn.v_proj": (kv, h),
             "self_attn.o_proj": (h, h),
             "post_attention_layernorm": (h,),
-            "mlp.gate_proj": (self.inter, h),
-            "mlp.up_proj": (self.inter, h),
-            "mlp.down_proj": (h, self.inter),
+            **({"mlp.gate": (self.experts, h)} if self.experts else {}),
         }
+        matrices = {"gate_proj": (self.inter, h), "up_proj": (self.inter, h), "down_proj": (h, self.inter)}
+        for place in [f"mlp.experts.{e}" for e in range(self.experts)] or ["mlp"]:
+            block.update({f"{place}.{name}": shape for name, shape in matrices.items()})
         out: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab, h)}
         out.update({f"model.layers.{i}.{name}.weight": shape for i in range(self.layers) for name, shape in block.items()})
         return {**out, "model.norm.weight": (h,), "lm_head.weight": (self.vocab, h)}
 
     def config(self, dtype: str) -> dict[str, Any]:
         """A `config.json` to go with the weights."""
+        mixture = {"num_experts": self.experts, "moe_intermediate_size": self.inter} if self.experts else {}
         return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "architectures": ["Qwen3MoeForCausalLM" if self.experts else "LlamaForCausalLM"],
+            "model_type": "qwen3_moe" if self.experts else "llama",
             "hidden_size": self.hidden,
             "intermediate_size": self.inter,
             "num_hidden_layers": self.layers,
@@ -70,6 +77,7 @@ class Preset:
             "vocab_size": self.vocab,
             "tie_word_embeddings": False,
             "torch_dtype": TORCH_NAME[dtype],
+            **mixture,
         }
 
 
@@ -78,6 +86,7 @@ PRESETS = {
     "1.1b": Preset(2048, 5632, 32, 4, 32000, 22),
     "70b-width-1layer": Preset(8192, 28672, 64, 8, 128256, 1),
     "70b": Preset(8192, 28672, 64, 8, 128256, 80, 5_000_000_000),
+    "moe-100k": Preset(2048, 512, 16, 2, 151936, 65, 5_000_000_000, experts=512),
 }
 
 

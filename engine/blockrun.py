@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from plait.engine.codegen import Kernel, generate
-from plait.planner.blocks import CHUNK, COARSE, FINE, RANK_COUNTS
+from plait.planner.blocks import BLOCK, CHUNK, COARSE, FINE, RANK_COUNTS, SEARCH_PIECE, SPARSE_LIMIT
 from plait.planner.program import Program, Stage
+
+if TYPE_CHECKING:
+    from plait.engine.pool import Seat
 
 Array = npt.NDArray[Any]
 RAW: dict[str, np.dtype[Any]] = {"BF16": np.dtype(np.uint16), "F16": np.dtype(np.uint16), "F32": np.dtype(np.float32)}
@@ -30,6 +33,7 @@ class BlockData:
         smalls: value of every small node that the stage uses, by node.
         streams: `(key0, key1, word2, word3)` of each random node.
         buckets: for each order statistic the coarse digit to look into, -1 to count coarse digits, -2 to count nothing.
+        heavies: for each order statistic a fine digit that most of the bucket is thought to have, or -1; it decides the speed alone.
     """
 
     n: int
@@ -41,6 +45,7 @@ class BlockData:
     smalls: dict[int, Any]
     streams: list[tuple[int, int, int, int]]
     buckets: list[int]
+    heavies: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -50,12 +55,14 @@ class Counts:
     Attributes:
         above: elements above the coarse digit that was looked into.
         places, fine: fine digits that occur in it, and how often.
+        marks: how often the heavy digit occurs up to the end of each piece of the block, where that was counted.
         coarse: histogram of the coarse digits, where those were counted; valid until the worker's next block.
     """
 
     above: int = 0
     places: Array | None = None
     fine: Array | None = None
+    marks: Array | None = None
     coarse: Array | None = None
 
 
@@ -98,16 +105,23 @@ class Carver:
         return carved
 
 
-def make_runner(program: Program, stage: Stage, backend: str, kernel: Kernel | None = None, scratch: Array | None = None) -> BlockRunner:
-    """A runner of one stage: `numba` compiles it, `torch` interprets it.
+def make_runner(
+    program: Program, stage: Stage, backend: str, kernel: Kernel | None = None, scratch: Array | None = None, seat: Seat | None = None
+) -> BlockRunner:
+    """A runner of one stage: `numba` compiles it, `torch` interprets it, and on a GPU where the worker has a place on one.
 
     Args:
         program, stage: what to run.
         backend: `numba` or `torch`.
         kernel: the generated kernel, where it is known already.
         scratch: uint8 buffer for working arrays, of at least `planner.blocks.scratch_bytes`; the runners of one worker share it.
+        seat: the worker's place on a GPU, where maps run there.
     """
     kernel = kernel or generate(program, stage)
+    if seat is not None:
+        from plait.engine.devicerun import DeviceRunner
+
+        return DeviceRunner(program, stage, kernel, seat)
     if backend == "numba":
         return CompiledRunner(program, stage, kernel, scratch)
     from plait.engine.interpreter import Interpreter
@@ -132,8 +146,11 @@ class CompiledRunner:
         if kernel.selects:
             count = len(kernel.selects)
             self.coarse, self.fine = carve((count, COARSE), np.int64), carve((count, FINE), np.int32)
-            self.bucket, self.above = carve((count,), np.int64), carve((count,), np.int64)
-            self.fixed += [self.coarse, self.bucket, self.fine, self.above, carve((64,), np.uint32)]
+            self.bucket, self.heavy, self.above = (carve((count,), np.int64) for _ in range(3))
+            self.fixed += [self.coarse, self.bucket, self.heavy, self.fine, self.above, carve((64,), np.uint32)]
+            self.found, self.places, self.times = carve((count,), np.int64), carve((count, SPARSE_LIMIT), np.uint32), carve((count, SPARSE_LIMIT), np.int64)
+            self.marks = carve((count, BLOCK // SEARCH_PIECE), np.int32)
+            self.fixed += [self.found, self.places, self.times, self.marks]
         if kernel.ranks:
             count, length = len(kernel.ranks), stage.row_length
             self.fixed += [
@@ -154,6 +171,7 @@ class CompiledRunner:
         streams = np.array(data.streams or [(0, 0, 0, 0)], np.uint32)
         if k.selects:
             self._clear(data.buckets)
+            self.heavy[:] = data.heavies or -1
         tables = [np.ascontiguousarray(data.smalls[i], np.float64) for i in k.tables]
         out = [] if data.out is None else [data.out]
         row = self.stage.row_length or data.n
@@ -162,7 +180,7 @@ class CompiledRunner:
         status = self.function(self._unused, self._unused, data.n, data.start, row, *pointers, *self._fixed)
         if status:
             raise RuntimeError(f"the compiled kernel {k.key} ended with status {status}; please report this")
-        counts = [self._counts(i, bucket) for i, bucket in enumerate(data.buckets)] if k.selects else []
+        counts = [self._counts(i, bucket, data.n) for i, bucket in enumerate(data.buckets)] if k.selects else []
         return BlockResult(self.facc[: len(k.sums)].tolist(), counts)
 
     def _clear(self, buckets: list[int]) -> None:
@@ -174,10 +192,14 @@ class CompiledRunner:
             elif bucket >= 0:
                 self.fine[i] = 0
 
-    def _counts(self, i: int, bucket: int) -> Counts:
+    def _counts(self, i: int, bucket: int, n: int) -> Counts:
         if bucket == -1:
             return Counts(coarse=self.coarse[i])
         if bucket < 0:
             return Counts()
+        found = int(self.found[i])
+        if found <= SPARSE_LIMIT:
+            marks = None if self.stage.row_length or self.heavy[i] < 0 else self.marks[i, : -(-n // SEARCH_PIECE)].copy()
+            return Counts(int(self.above[i]), self.places[i, :found].astype(np.int64), self.times[i, :found].copy(), marks)
         places = np.flatnonzero(self.fine[i])
         return Counts(int(self.above[i]), places, self.fine[i][places].astype(np.int64))

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from plait.ops.op import OPS
-from plait.planner.blocks import CHUNK, COARSE, FINE
+from plait.planner.blocks import BLOCK, CHUNK, COARSE, FINE, SEARCH_PIECE, SPARSE_LIMIT
 from plait.planner.program import Node, Program, Stage, data_inputs
 
 _LOADS = {"BF16": ("uint16", "load_bf16({})"), "F16": ("uint16", "load_f16({})"), "F32": ("float32", "{}")}
@@ -37,7 +37,7 @@ from plait.ops.kernels.jit_bits import bits_to_f32, f32_to_bits, load_bf16, load
 from plait.ops.kernels.jit_philox import philox_fill
 from plait.ops.kernels.jit_rank import row_ranks
 from plait.ops.kernels.jit_reduce import accumulate, accumulate_dot, combine, larger, row_max
-from plait.ops.kernels.jit_select import count_digits
+from plait.ops.kernels.jit_select import count_digits, harvest
 
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 """
@@ -127,6 +127,11 @@ class _Generator:
         lines += _indent([f"facc[{f}] = 0.0" for f in range(len(k.sums))], 1)
         lines += ["    for r in range(n // row):", "        base = r * row"]
         lines += _indent(body, 2)
+        for number in range(len(k.selects)):
+            lines += [
+                f"    if bucket[{number}] >= 0:",
+                f"        found[{number}] = harvest(fine[{number}], places[{number}], times[{number}], int64({SPARSE_LIMIT}))",
+            ]
         k.source = "\n".join(lines) + "\n"
         k.key = blake2b(k.source.encode(), digest_size=12).hexdigest()
         k.scratch = (max(1, self.scratch_rows), max(1, len(self.reductions)))
@@ -143,7 +148,20 @@ class _Generator:
         arguments += [(f"keep{self._id(i)}", "float32", None) for i in self.stage.keeps]
         arguments += [("facc", "float64", None), ("acc", "float64", 8), ("F", "float32", CHUNK), ("U", "uint32", CHUNK)]
         if self.kernel.selects:
-            arguments += [("coarse", "int64", COARSE), ("bucket", "int64", None), ("fine", "int32", FINE), ("above", "int64", None), ("lanes", "uint32", None)]
+            arguments += [
+                ("coarse", "int64", COARSE),
+                ("bucket", "int64", None),
+                ("heavy", "int64", None),
+                ("fine", "int32", FINE),
+                ("above", "int64", None),
+                ("lanes", "uint32", None),
+            ]
+            arguments += [
+                ("found", "int64", None),
+                ("places", "uint32", SPARSE_LIMIT),
+                ("times", "int64", SPARSE_LIMIT),
+                ("marks", "int32", BLOCK // SEARCH_PIECE),
+            ]
         if self.kernel.ranks:
             arguments += [("X", "float32", "row"), ("ranks", "int32", "row"), ("pairs", "uint64", "row"), ("counts", "uint32", None)]
         return arguments
@@ -176,7 +194,9 @@ class _Generator:
         lines += _indent([self._reduce(i, scratch) for i in here], 1)
         for i in selected:
             k = self.kernel.selects.index(i)
-            lines.append(f"    above[{k}] += count_digits(F[{scratch[self.nodes[i].inputs[0]]}], m, bucket[{k}], coarse[{k}], fine[{k}], lanes)")
+            lines.append(f"    above[{k}] += count_digits(F[{scratch[self.nodes[i].inputs[0]]}], m, bucket[{k}], heavy[{k}], coarse[{k}], fine[{k}], lanes)")
+            if not self.stage.row_length:  # pieces of a block are counted apart, to find the last tie that is kept sooner
+                lines.append(f"    marks[{k}, p >> {SEARCH_PIECE.bit_length() - 1}] = fine[{k}, max(heavy[{k}], int64(0))]")
         for i in ranked:
             k = self.kernel.ranks.index(i)
             lines.append(f"row_ranks(X[{k}], row, ranks[{k}], pairs[0], pairs[1], counts)")
@@ -237,7 +257,7 @@ class _Generator:
                 f"    if p + first < {last}:",
                 f"        end = min(end, {last} - p)",
                 "    else:",
-                f"        cut{self._id(i)} = {key} + uint32(1)",
+                f"        cut{self._id(i)} = uint32({key} + uint32(1))",
             ]
         return [*lines, "    for j in range(uint64(first), uint64(end)):", *_indent(loop, 2), "    first = end"]
 

@@ -15,20 +15,18 @@ from typing import Protocol
 import numpy as np
 
 from plait.engine.blockrun import RAW, Array, BlockData, BlockResult
-from plait.engine.orderstat import NO_LIMIT, Statistic, Threshold, foresee, tie_limit
-from plait.engine.prepare import probe_key
+from plait.engine.looking import Looking
+from plait.engine.orderstat import NO_LIMIT, Statistic
 from plait.engine.smalls import SmallValues
 from plait.engine.whole import run_whole
-from plait.engine.worker import Host, Worker
+from plait.engine.worker import Host, Worker, like_in_page
 from plait.ops.dtypes import BY_CODE
-from plait.ops.kernels.select import keys as magnitudes
-from plait.planner.blocks import BLOCK, SAMPLE_PIECE, SAMPLE_PIECES, aligned, block_count, block_elements, sample_starts
+from plait.planner.blocks import BLOCK, aligned, block_count, block_elements
 from plait.planner.plan import Component
-from plait.planner.program import Program, Stage, probe_stage, scope_of
+from plait.planner.program import Program, Stage, scope_of
 from plait.planner.types import TensorRef
 
 _COPY_UNIT = 64 << 20
-_SEARCH_PIECE = 1 << 16
 
 
 class Pass(Protocol):
@@ -79,7 +77,7 @@ class ComponentRun:
         self.tensors: dict[int, Array] = {}
         self.raw: dict[int, Array] = {}
         self.local: dict[int, Statistic] = {}
-        self._probes: dict[tuple[int, tuple[int, ...]], Stage] = {}
+        self.looking = Looking(self)
         self.lock = threading.Lock()
 
     def ref(self, load: int) -> TensorRef:
@@ -112,16 +110,16 @@ class ComponentRun:
         wanted = [i for i in stage.folds if scope_of(self.program.nodes[i]) in recount]
         if wanted:
             for i in wanted:
-                self.local[i] = self._statistic(i, self.host.statistics[scope_of(self.program.nodes[i])].bucket)
+                self.local[i] = self._statistic(i, *self._scope_guess(i))
             yield BlockPass(self, stage, count_only=wanted)
             self._hand_up(wanted)
 
     def _stage(self, number: int, stage: Stage) -> Iterator[Pass]:
         selects = [i for i in stage.folds if self.program.nodes[i].op == "kth_magnitude"]
         mine = [i for i in selects if not scope_of(self.program.nodes[i])]
-        foreseen = self.foresee(stage, mine)
+        foreseen = self.looking.foresee(stage, mine)
         for i in selects:
-            self.local[i] = self._statistic(i, foreseen[i] if i in foreseen else self.host.statistics[scope_of(self.program.nodes[i])].bucket)
+            self.local[i] = self._statistic(i, *(foreseen[i] if i in foreseen else self._scope_guess(i)))
         for i in stage.keeps:
             self.tensors[i] = np.empty(self.program.nodes[i].shape, np.float32).reshape(-1)
         main = BlockPass(self, stage)
@@ -153,13 +151,17 @@ class ComponentRun:
         """Give this tensor's order statistics their values."""
         for i in mine:
             threshold = self.local[i].threshold()
-            limit = NO_LIMIT if threshold.all_ties else self.search_ties(self.host.spare_worker(), stage, i, threshold, 0)
+            limit = NO_LIMIT if threshold.all_ties else self.looking.search_ties(stage, i, threshold, 0)
             self.smalls.values[i] = np.array([float(threshold.key), limit])
             del self.local[i]
 
-    def _statistic(self, i: int, bucket: int) -> Statistic:
+    def _statistic(self, i: int, bucket: int, heavy: int) -> Statistic:
         node = self.program.nodes[i]
-        return Statistic(str(node.param("density")), str(node.param("ties")), self.program.numel, bucket)
+        return Statistic(str(node.param("density")), str(node.param("ties")), self.program.numel, bucket, heavy)
+
+    def _scope_guess(self, i: int) -> tuple[int, int]:
+        statistic = self.host.statistics[scope_of(self.program.nodes[i])]
+        return statistic.bucket, statistic.heavy
 
     def _hand_up(self, folds: list[int]) -> None:
         """Add this tensor's counts to the model-wide statistics."""
@@ -173,70 +175,10 @@ class ComponentRun:
         for i in [i for i in self.tensors if i not in needed]:
             del self.tensors[i]
 
-    # -- looking at values ------------------------------------------------------------------------
     def blocks(self, stage: Stage) -> list[tuple[int, int, int]]:
         """`(number, first element, elements)` of each block of a stage."""
         size = block_elements(stage, self.program.numel)
         return [(b, b * size, min(size, self.program.numel - b * size)) for b in range(block_count(stage, self.program.numel))]
-
-    def foresee(self, stage: Stage, selects: list[int]) -> dict[int, int]:
-        """Coarse digits of this tensor's thresholds, judged by a sample."""
-        if not selects:
-            return {}
-        sample = self.sample(stage, selects, SAMPLE_PIECES)
-        return {i: foresee(x, str(self.program.nodes[i].param("density"))) for i, x in zip(selects, sample, strict=True)}
-
-    def sample(self, stage: Stage, selects: list[int], pieces: int, piece: int = SAMPLE_PIECE) -> list[Array]:
-        """Values that order statistics are taken of, on evenly spaced pieces; of a small tensor all."""
-        starts, piece = sample_starts(stage, self.program.numel, pieces, piece)
-        nodes = tuple(self.program.nodes[i].inputs[0] for i in selects)
-        values = [np.empty(piece * len(starts), np.float32) for _ in nodes]
-        worker = self.host.spare_worker()
-        for number, first in enumerate(starts):
-            self.values(worker, stage, nodes, first, [v[number * piece : (number + 1) * piece] for v in values])
-        return values
-
-    def values(self, worker: Worker, stage: Stage, nodes: tuple[int, ...], first: int, out: list[Array]) -> None:
-        """Compute tensor nodes on a range, float32, into `out`."""
-        worker.arrange(self.program, stage)
-        probe = self._probes.get((id(stage), nodes))
-        if probe is None:
-            probe = self._probes[id(stage), nodes] = probe_stage(self.program, stage, nodes)
-        data = self.block_data(worker, probe, first, out[0].size, None, out)
-        worker.runner(self.component.program, probe, probe_key(stage, nodes)).run(data)
-
-    def search_ties(self, worker: Worker, stage: Stage, i: int, threshold: Threshold, before: int) -> float:
-        """Flat index from which elements equal to the threshold are no longer kept."""
-        blocks = self.blocks(stage)
-        spans = {b: (first, n) for b, first, n in blocks}
-
-        def equal_in(block: int) -> int:
-            known = self.local[i].equal_in(block, threshold) if i in self.local else None
-            return self._ties(worker, stage, i, threshold, spans[block], 1 << 62)[0] if known is None else known
-
-        def nth_in(block: int, nth: int) -> int:
-            return self._ties(worker, stage, i, threshold, spans[block], nth)[1]
-
-        return tie_limit(threshold, before, blocks, equal_in, nth_in)
-
-    def count_ties(self, worker: Worker, stage: Stage, i: int, threshold: Threshold) -> int:
-        """How many elements of the tensor equal the threshold."""
-        return sum(self._ties(worker, stage, i, threshold, (first, n), 1 << 62)[0] for _, first, n in self.blocks(stage))
-
-    def _ties(self, worker: Worker, stage: Stage, i: int, threshold: Threshold, span: tuple[int, int], nth: int) -> tuple[int, int]:
-        """Ties seen in a range up to the nth, and where in the range that one is (-1 where there are fewer)."""
-        begin, count = span
-        piece = max(1, _SEARCH_PIECE // (stage.row_length or 1)) * (stage.row_length or 1)
-        seen = 0
-        for first in range(0, count, piece):
-            n = min(piece, count - first)
-            values = worker.output[: 4 * n].view(np.float32) if worker.output.size >= 4 * n else np.empty(n, np.float32)
-            self.values(worker, stage, (self.program.nodes[i].inputs[0],), begin + first, [values])
-            places = np.flatnonzero(magnitudes(values) == threshold.key)
-            if seen + places.size >= nth:
-                return nth, first + int(places[nth - seen - 1])
-            seen += places.size
-        return seen, -1
 
     def block_data(self, worker: Worker, stage: Stage, first: int, n: int, out: Array | None, keeps: list[Array]) -> BlockData:
         """Read a block's inputs and gather what else it is computed from."""
@@ -252,8 +194,9 @@ class ComponentRun:
         if load in self.raw:
             held: Array = self.raw[load][first * dtype.itemsize : (first + n) * dtype.itemsize].view(dtype)
             return held
-        buffer = worker.inputs[load][: n * dtype.itemsize]
-        self.host.reader.read_into(ref.file, ref.start + first * dtype.itemsize, buffer)
+        offset = ref.start + first * dtype.itemsize
+        buffer = like_in_page(worker.inputs[load], n * dtype.itemsize, offset, dtype.itemsize)
+        self.host.reader.read_into(ref.file, offset, buffer)
         read: Array = buffer.view(dtype)
         return read
 
@@ -281,17 +224,19 @@ class BlockPass:
         owner, program, host = self.owner, self.owner.program, self.owner.host
         _, first, n = self.blocks[unit]
         worker.arrange(program, self.stage)
-        out = worker.output[: n * BY_CODE[program.dtype].itemsize].view(RAW[program.dtype]) if self.stage.store else None
+        itemsize = BY_CODE[program.dtype].itemsize
+        place = host.plan.layout.places[owner.component.name]
+        offset = place.offset + first * itemsize
+        out = worker.output(n * itemsize, offset, itemsize).view(RAW[program.dtype]) if self.stage.store else None
         keeps = [owner.tensors[i][first : first + n] for i in self.stage.keeps]
         data = owner.block_data(worker, self.stage, first, n, out, keeps)
         data.buckets = [owner.local[i].bucket if not self.count_only or i in self.count_only else -2 for i in self.selects]
+        data.heavies = [owner.local[i].heavy if i in owner.local else -1 for i in self.selects]
         result = worker.runner(owner.component.program, self.stage, self.stage.folds).run(data)
         self._collect(unit, result)
         done = 0 if owner.raw else sum(array.nbytes for array in data.inputs)
         if out is not None and not self.count_only:
-            place = host.plan.layout.places[owner.component.name]
-            host.sink.write(place.shard, place.offset + first * out.itemsize, out.view(np.uint8))
-            done += out.nbytes
+            worker.sent(host.writing.write(owner.component.name, place.shard, offset, out.view(np.uint8)))
         host.progress(0 if self.count_only else done)
 
     def _collect(self, unit: int, result: BlockResult) -> None:

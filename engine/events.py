@@ -49,6 +49,7 @@ class Report:
         bytes_read, bytes_written: measured.
         leased_peak_bytes: most that the ledger had leased at once.
         recounted: order statistics whose digit had not been foreseen.
+        gpu_retries: tasks that a GPU had no memory for and that were done again, there or on the CPU.
     """
 
     seconds: float = 0.0
@@ -56,3 +57,4 @@ class Report:
     bytes_written: int = 0
     leased_peak_bytes: int = 0
     recounted: int = 0
+    gpu_retries: int = 0

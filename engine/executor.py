@@ -15,7 +15,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,18 +22,24 @@ import numpy as np
 from plait.engine.blockrun import Array
 from plait.engine.component import ComponentRun, Pass
 from plait.engine.events import Events, Quiet, Report
+from plait.engine.faults import named
 from plait.engine.ledger import Ledger
 from plait.engine.orderstat import NO_LIMIT, Statistic, Threshold, foresee
+from plait.engine.pool import DevicePool
 from plait.engine.prepare import prepare_kernels
 from plait.engine.reader import Reader
 from plait.engine.worker import Host, Worker
+from plait.engine.writebehind import WriteBehind
 from plait.engine.writer import Sink
-from plait.ops.errors import KernelError, PlaitError
+from plait.ops.errors import KernelError
 from plait.planner.blocks import SCOPE_PIECE, SCOPE_PIECES
 from plait.planner.cost import component_bytes
 from plait.planner.plan import Component, Plan
 from plait.planner.program import Stage, scope_of
 from plait.planner.schedule import WINDOW, stage_sweeps
+
+#: Blocks on their way to the disk at once; more gain nothing.
+_WRITERS = 2
 
 
 @dataclass(slots=True, eq=False)
@@ -48,7 +53,7 @@ class _Open:
     done: int = 0
 
 
-def execute(plan: Plan, sink: Sink, reader: Reader, events: Events | None = None) -> Report:
+def execute(plan: Plan, sink: Sink, reader: Reader, events: Events | None = None, pool: DevicePool | None = None) -> Report:
     """Run a plan into a sink that has begun; the sink is not published here.
 
     Raises:
@@ -56,27 +61,24 @@ def execute(plan: Plan, sink: Sink, reader: Reader, events: Events | None = None
     """
     report = Report()
     after = {scope.key: scope.sweep for scope in plan.scopes}
-    host = Host(plan, reader, sink, events or Quiet(), report, [stage_sweeps(p, after) for p in plan.programs])
-    run = _Run(host)
-    host.events.started(plan)
-    _foresee_scopes(run)
-    for sweep in range(plan.sweeps):
-        run.sweep(sweep, frozenset())
-        _finish_scopes(run, sweep)
-    report.bytes_read, report.bytes_written = reader.bytes_read + plan.prediction.bytes_copied, sink.bytes_written
-    report.leased_peak_bytes = run.ledger.peak_bytes
-    return report
-
-
-@contextmanager
-def _named(task: str, **facts: object) -> Iterator[None]:
-    """Errors of other kinds become a `KernelError` that names the task."""
+    writing = WriteBehind(sink, min(plan.workers, _WRITERS), lambda nbytes: host.progress(nbytes))
+    host = Host(plan, reader, sink, writing, events or Quiet(), report, [stage_sweeps(p, after) for p in plan.programs], pool=pool or DevicePool(()))
     try:
-        yield
-    except (PlaitError, KeyboardInterrupt, SystemExit):
-        raise
+        run = _Run(host)
+        host.events.started(plan)
+        _foresee_scopes(run)
+        for sweep in range(plan.sweeps):
+            run.sweep(sweep, frozenset())
+            _finish_scopes(run, sweep)
     except BaseException as error:
-        raise KernelError(f"merging {task} failed: {type(error).__name__}: {error}; nothing was published", **facts) from error
+        writing.give_up(error)
+        raise
+    finally:
+        writing.close()
+    writing.check()
+    report.bytes_read, report.bytes_written = reader.bytes_read + plan.prediction.bytes_copied, sink.bytes_written
+    report.leased_peak_bytes, report.gpu_retries = run.ledger.peak_bytes, host.pool.retries
+    return report
 
 
 class _Run:
@@ -84,9 +86,9 @@ class _Run:
         self.host, plan = host, host.plan
         fixed = plan.prediction.runtime_bytes + plan.workers * (plan.prediction.worker_bytes + plan.prediction.slab_bytes)
         self.ledger = Ledger(max(plan.budget_bytes, fixed), fixed, fixed)
-        self.states = [component_bytes(program) for program in plan.programs]
+        self.states = [component_bytes(program, workspace=n not in plan.lean) for n, program in enumerate(plan.programs)]
         kernels = prepare_kernels(plan)
-        self.workers = [Worker(plan, kernels) for _ in range(plan.workers)]
+        self.workers = [Worker(plan, kernels, host.pool) for _ in range(plan.workers)]
         self.runs: dict[str, ComponentRun] = {}
         self.condition = threading.Condition()
         self.waiting: deque[tuple[int, Component]] = deque()
@@ -121,7 +123,7 @@ class _Run:
         try:
             while (taken := self._take()) is not None:
                 task, unit = taken
-                with _named(f"tensor {task.component.name}", tensor=task.component.name):
+                with named(task.component.name):
                     if unit >= 0:
                         assert task.current is not None
                         task.current.run(worker, unit)
@@ -230,12 +232,13 @@ def _foresee_scopes(run: _Run) -> None:
             share += SCOPE_PIECES * program.numel / first[scope_of(program.nodes[folds[0]])].numel
             pieces, share = int(share), share - int(share)  # pieces in proportion to size; many small tensors share one
             if pieces:
-                with _named(f"tensor {component.name}", tensor=component.name):
-                    found = run.component_run(component).sample(stage, folds, pieces, SCOPE_PIECE)
+                with named(component.name):
+                    found = run.component_run(component).looking.sample(stage, folds, pieces, SCOPE_PIECE)
                 for i, values in zip(folds, found, strict=True):
                     samples[scope_of(program.nodes[i])].append(values)
     for key, parts in samples.items():
-        host.statistics[key].bucket = foresee(np.concatenate(parts), host.statistics[key].density) if parts else -1
+        statistic = host.statistics[key]
+        statistic.bucket, statistic.heavy = foresee(np.concatenate(parts), statistic.density) if parts else (-1, -1)
 
 
 def _finish_scopes(run: _Run, sweep: int) -> None:
@@ -271,16 +274,16 @@ def _limits(run: _Run, key: str) -> dict[str, object]:
     values: dict[str, object] = {"": np.array([float(threshold.key), NO_LIMIT])}
     if threshold.all_ties:
         return values
-    worker, before = run.workers[0], 0
+    before = 0
     for name in sorted(statistic.sparse):
         component_run = run.runs[name]
         equal = statistic.equal_in(name, threshold)
         if equal is None or before < threshold.quota < before + equal:
             stage, fold = _stage_of(component_run, key)
-            with _named(f"tensor {name}", tensor=name):
-                limit = component_run.search_ties(worker, stage, fold, threshold, before)
+            with named(name):
+                limit = component_run.looking.search_ties(stage, fold, threshold, before)
                 if equal is None:
-                    equal = component_run.count_ties(worker, stage, fold, threshold)
+                    equal = component_run.looking.count_ties(stage, fold, threshold)
         else:
             limit = NO_LIMIT if before + equal <= threshold.quota else 0.0
         values[name] = np.array([float(threshold.key), limit])

@@ -1,6 +1,7 @@
 """The reference: a stage's block computed op by op in torch, in the order and to the bits of the generated kernel.
 
-It runs where Numba is missing, and it is what compiled kernels are tested against.
+It runs where Numba is missing, and it is what compiled kernels are tested against. On a device
+(`plait.engine.devicerun`) the same steps run on tensors that live there.
 """
 
 from __future__ import annotations
@@ -10,44 +11,64 @@ from typing import Any
 import numpy as np
 import torch
 
-from plait.engine.blockrun import RAW, Array, BlockData, BlockResult, Counts
+from plait.engine.blockrun import Array, BlockData, BlockResult, Counts
 from plait.engine.codegen import Kernel
-from plait.ops.kernels import philox
-from plait.ops.kernels.rank import row_ranks
-from plait.ops.kernels.reduce import lane_sum
-from plait.ops.kernels.select import keys as magnitudes
+from plait.engine.torchmath import TORCH, as_float, coarse_counts, fine_counts, from_bits, magnitude_keys, random_words, row_ranks, row_sums, to_bits
 from plait.ops.op import OPS
-from plait.planner.blocks import COARSE
+from plait.planner.device_cost import block_steps
 from plait.planner.program import Node, Program, Stage
-
-_TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 class Interpreter:
-    """Evaluates blocks of one stage with torch on the CPU."""
+    """Evaluates blocks of one stage with torch.
 
-    def __init__(self, program: Program, stage: Stage, kernel: Kernel) -> None:
-        self.program, self.stage, self.kernel = program, stage, kernel
+    Args:
+        program, stage, kernel: what to run.
+        device: where tensors live, as torch calls it.
+    """
+
+    def __init__(self, program: Program, stage: Stage, kernel: Kernel, device: Any = "cpu") -> None:
+        self.program, self.stage, self.kernel, self.device = program, stage, kernel, device
+        self.steps = block_steps(program, stage)
 
     def run(self, data: BlockData) -> BlockResult:
         """Compute one block."""
-        row = self.stage.row_length or max(data.n, 1)
-        values: dict[int, Any] = {}
-        for i, raw in zip(self.stage.loads, data.inputs, strict=True):
-            values[i] = _load(raw, str(self.program.nodes[i].param("storage"))).view(-1, row)
-        for i, resident in zip(self.stage.residents, data.residents, strict=True):
-            values[i] = torch.from_numpy(resident).view(-1, row)
-        for i in self.stage.compute:
-            values[i] = self._compute(i, self.program.nodes[i], values, data, row)
+        values = self.evaluate(data)
         for i, keep in zip(self.stage.keeps, data.keeps, strict=True):
-            keep[:] = values[i].reshape(-1).numpy()
+            self.give(as_float(values[i]).reshape(-1), keep)
         if data.out is not None:
-            data.out[:] = _store(_float(values[self.program.root]), self.program.dtype)
-        return self._folds(values, data)
+            self.give(to_bits(as_float(values[self.program.root]), self.program.dtype), data.out)
+        return BlockResult(self._sums(values), [self._counts(i, b, values) for i, b in zip(self.kernel.selects, data.buckets, strict=False)])
+
+    # -- where the block lives: a device has its own way -------------------------------------------
+    def fetch(self, array: Array) -> Any:
+        """A flat tensor of an array's bits; 16-bit patterns are int16."""
+        return torch.from_numpy(array.view(np.int16) if array.dtype == np.uint16 else array)
+
+    def give(self, tensor: Any, out: Array) -> None:
+        """Hand the bits of a flat tensor out."""
+        out[:] = tensor.contiguous().numpy().view(out.dtype)
+
+    # -- the block ----------------------------------------------------------------------------------
+    def evaluate(self, data: BlockData) -> dict[int, Any]:
+        """Every value that the results are made of."""
+        row = self.stage.row_length or max(data.n, 1)
+        arrays = dict(zip((*self.stage.loads, *self.stage.residents), (*data.inputs, *data.residents), strict=True))
+        values: dict[int, Any] = {}
+        for step in self.steps:
+            for i in step.fetch:
+                node = self.program.nodes[i]
+                storage = str(node.param("storage")) if node.kind == "load" else "F32"
+                values[i] = from_bits(self.fetch(arrays[i]), storage).view(-1, row)
+            if step.node >= 0:
+                values[step.node] = self._compute(step.node, self.program.nodes[step.node], values, data, row)
+            for i in step.drop:
+                del values[i]
+        return values
 
     def _operand(self, i: int, cast: str, values: dict[int, Any], data: BlockData, *, in_row: bool) -> Any:
         node = self.program.nodes[i]
-        if node.space == "small":
+        if node.space == "small":  # a number on the host, which torch hands to the device with the call
             value = data.smalls[i]
             if cast == "b":
                 return torch.tensor(bool(value))
@@ -59,79 +80,64 @@ class Interpreter:
             return value
         if node.space == "row":
             return value.to(torch.float32)
-        return _float(value) if cast == "f" else value
+        return as_float(value) if cast == "f" else value
 
     def _compute(self, i: int, node: Node, values: dict[int, Any], data: BlockData, row: int) -> Any:
         if node.op == "random_bits":
             key = data.streams[self.kernel.streams.index(i)]
-            return torch.from_numpy(philox.random_u32(key, data.start, data.n).astype(np.int64)).view(-1, row)
+            return random_words(key, data.start, data.n, self.device).view(-1, row)
         if node.kind == "rows":
             return self._row_fold(node, values)
         in_row = node.space == "row"
         if node.op == "cast":
             x = self._operand(node.inputs[0], "f", values, data, in_row=False)
-            return x.to(_TORCH[str(node.param("storage"))]).to(torch.float32)
+            return x.to(TORCH[str(node.param("storage"))]).to(torch.float32)
         if node.op in ("take", "take_integer"):
-            table = torch.from_numpy(np.asarray(data.smalls[node.inputs[0]], np.float64))
-            return table[values[node.inputs[1]].long()].to(torch.int64 if node.op == "take_integer" else torch.float32)
+            table = self.fetch(np.asarray(data.smalls[node.inputs[0]], np.float64))
+            return torch.take(table, values[node.inputs[1]].long()).to(torch.int64 if node.op == "take_integer" else torch.float32)
         operands = [self._operand(j, c, values, data, in_row=in_row) for j, c in zip(node.inputs, OPS[node.op].casts, strict=True)]
         function = OPS[node.op].arrays
         assert function is not None
         if node.op == "keep_top":
-            index = torch.arange(data.start, data.start + data.n).view(-1, row)
+            index = torch.arange(data.start, data.start + data.n, device=self.device).view(-1, row)
             return function(torch, operands[0].to(torch.int64), *operands[1:], index=index)
         result = function(torch, *operands)
         shape = (data.n // row, 1) if in_row else (data.n // row, row)
-        return result.expand(shape)
+        return (result if result.dim() else result.to(self.device)).expand(shape)
 
     def _row_fold(self, node: Node, values: dict[int, Any]) -> Any:
-        x = _float(values[node.inputs[0]])
+        x = as_float(values[node.inputs[0]])
         if node.op == "row_rank":
-            return torch.from_numpy(row_ranks(x.contiguous().numpy()))
+            return row_ranks(x)
         if node.op == "row_max":
             return x.abs().amax(dim=1, keepdim=True).to(torch.float64)
-        wide = x.to(torch.float64)
-        if node.op == "row_dot":
-            wide = wide * _float(values[node.inputs[1]]).to(torch.float64)
-        return lane_sum(wide).view(-1, 1)
+        other = as_float(values[node.inputs[1]]) if node.op == "row_dot" else None
+        return row_sums([(x, other)]).view(-1, 1)
 
-    def _folds(self, values: dict[int, Any], data: BlockData) -> BlockResult:
-        sums = []
+    def _sums(self, values: dict[int, Any]) -> list[float]:
+        """One partial of each fold: its rows added up in order."""
+        if not self.kernel.sums:
+            return []
+        floats = {j: as_float(values[j]) for i in self.kernel.sums for j in self.program.nodes[i].inputs}
+        operands = []
         for i in self.kernel.sums:
-            node = self.program.nodes[i]
-            wide = _float(values[node.inputs[0]]).to(torch.float64)
-            if node.op == "dot":
-                wide = wide * _float(values[node.inputs[1]]).to(torch.float64)
-            partials = lane_sum(wide).reshape(-1)
+            inputs = [floats[j] for j in self.program.nodes[i].inputs]
+            operands.append((inputs[0], inputs[1] if self.program.nodes[i].op == "dot" else None))
+        sums = []
+        for partials in row_sums(operands).tolist():
             total = 0.0
-            for partial in partials.tolist():
+            for partial in partials:
                 total += partial
             sums.append(total)
-        return BlockResult(sums, [self._counts(i, bucket, values) for i, bucket in zip(self.kernel.selects, data.buckets, strict=False)])
+        return sums
 
     def _counts(self, i: int, bucket: int, values: dict[int, Any]) -> Counts:
         if bucket < -1:
             return Counts()
-        keys = magnitudes(_float(values[self.program.nodes[i].inputs[0]]).contiguous().view(-1).numpy())
-        digits = keys >> 16
+        keys = magnitude_keys(as_float(values[self.program.nodes[i].inputs[0]]))
         if bucket == -1:
-            return Counts(coarse=np.bincount(digits, minlength=COARSE))
-        places, fine = np.unique(keys[digits == bucket] & 0xFFFF, return_counts=True)
-        return Counts(int(np.count_nonzero(digits > bucket)), places, fine)
-
-
-def _float(x: Any) -> Any:
-    return x if x.dtype == torch.float32 else x.to(torch.float32)
-
-
-def _load(raw: Array, storage: str) -> Any:
-    if storage == "F32":
-        return torch.from_numpy(raw)
-    return torch.from_numpy(raw.view(np.int16)).view(_TORCH[storage]).to(torch.float32)
-
-
-def _store(x: Any, storage: str) -> Array:
-    flat = x.reshape(-1).contiguous()
-    if storage == "F32":
-        return flat.numpy()  # type: ignore[no-any-return]
-    return flat.to(_TORCH[storage]).view(torch.int16).numpy().view(RAW[storage])  # type: ignore[no-any-return]
+            return Counts(coarse=coarse_counts(keys).cpu().numpy())
+        above, fine = fine_counts(keys, bucket)
+        counted = fine.cpu().numpy()
+        places = np.flatnonzero(counted)
+        return Counts(int(above), places, counted[places])

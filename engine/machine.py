@@ -1,9 +1,11 @@
-"""What this machine offers: memory, cores, a GPU. Reads the system, starts nothing, imports torch only when a GPU is there."""
+"""What this machine offers: memory, cores, GPUs. Reads the system, starts nothing, imports torch only when a GPU is there."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+from plait.engine.device import discover_devices
 
 
 def available_memory() -> int:
@@ -46,16 +48,9 @@ def cores() -> int:
     return max(1, count)
 
 
-def gpu_memory() -> int:
-    """Free bytes of the first CUDA device, 0 where there is none."""
-    if not Path("/dev/nvidiactl").exists():
-        return 0
-    import torch
-
-    if not torch.cuda.is_available():
-        return 0
-    free, _total = torch.cuda.mem_get_info(0)
-    return int(free)
+def gpu_memory() -> tuple[int, ...]:
+    """Free bytes of each GPU, in order; none where there is none."""
+    return tuple(device.free_bytes for device in discover_devices())
 
 
 def private_memory() -> int:

@@ -22,12 +22,13 @@ import numpy.typing as npt
 from plait.engine.blockrun import Counts
 from plait.ops.kernels.select import coarse_bucket, count_from_density, fine_threshold, order_stat
 from plait.ops.kernels.select import keys as magnitudes
-from plait.planner.blocks import FINE
-from plait.planner.cost import SPARSE_LIMIT
+from plait.planner.blocks import FINE, SEARCH_PIECE, SPARSE_LIMIT
 
 Histogram = npt.NDArray[np.int64]
 #: Every tie is kept.
 NO_LIMIT = float(1 << 62)
+#: Fewer elements of a sample say nothing about which value of their bucket is common.
+_HEAVY_SEEN = 8
 
 
 @dataclass(slots=True)
@@ -59,9 +60,11 @@ class Statistic:
         ties: `first` or `all`, as in `plait.ops.algebra.top`.
         numel: elements counted, once complete.
         bucket: coarse digit that is looked into; -1 while the coarse digits themselves are counted.
+        heavy: a fine digit that most elements of the bucket are thought to have, or -1; it decides the speed alone.
         above: elements above the bucket.
         fine: how often each fine digit occurs in the bucket.
         coarse: how often each coarse digit occurs, once that was counted.
+        marks: for each block how often the heavy digit occurs up to the end of each of its pieces, where that was counted.
         sparse: for each block the fine digits that occur in it, or None where there were too many.
     """
 
@@ -69,9 +72,11 @@ class Statistic:
     ties: str
     numel: int
     bucket: int = -1
+    heavy: int = -1
     above: int = 0
     fine: Histogram = field(default_factory=lambda: np.zeros(FINE, np.int64))
     coarse: Histogram | None = None
+    marks: dict[Any, npt.NDArray[np.int32]] = field(default_factory=dict)
     sparse: dict[Any, tuple[npt.NDArray[np.uint16], Histogram] | None] = field(default_factory=dict)
 
     @property
@@ -89,6 +94,8 @@ class Statistic:
             self.above += counts.above
             self.fine[counts.places] += counts.fine
             few = counts.places.size <= SPARSE_LIMIT
+            if counts.marks is not None:
+                self.marks[block] = counts.marks
             self.sparse[block] = (counts.places.astype(np.uint16), counts.fine) if few else None
 
     def counts(self) -> Counts:
@@ -114,15 +121,24 @@ class Statistic:
 
     def look_into(self, bucket: int) -> None:
         """Prepare for a pass over a coarse digit."""
-        self.bucket, self.above = bucket, 0
+        self.bucket, self.heavy, self.above = bucket, -1, 0
         self.fine[:] = 0
         self.sparse.clear()
+        self.marks.clear()
 
     def threshold(self) -> Threshold:
         """The exact threshold; the digit that was looked into must be the right one."""
         low, greater, equal = fine_threshold(self.fine, self.k - self.above)
         quota = equal if self.ties == "all" else self.k - self.above - greater
         return Threshold((self.bucket << 16) | low, quota, equal)
+
+    def before_nth(self, block: Any, threshold: Threshold, nth: int) -> tuple[int, int]:
+        """Elements of a block that lie before its n-th tie for certain, and how many ties are among them."""
+        marks = self.marks.get(block)
+        if marks is None or threshold.key & 0xFFFF != self.heavy:
+            return 0, 0
+        piece = int(np.searchsorted(marks, nth))  # the first piece at whose end as many were seen
+        return piece * SEARCH_PIECE, int(marks[piece - 1]) if piece else 0
 
     def equal_in(self, block: Any, threshold: Threshold) -> int | None:
         """How many elements of a block equal the threshold, if the block remembers."""
@@ -134,12 +150,17 @@ class Statistic:
         return int(counts[at]) if at < places.size and places[at] == threshold.key & 0xFFFF else 0
 
 
-def foresee(sample: npt.NDArray[np.float32], density: str) -> int:
-    """Coarse digit in which the threshold probably lies, judged by a sample."""
+def foresee(sample: npt.NDArray[np.float32], density: str) -> tuple[int, int]:
+    """Judge by a sample the coarse digit in which the threshold lies, and the fine digit that most elements there have (-1: none)."""
     if sample.size == 0:
-        return -1
+        return -1, -1
+    found = magnitudes(sample)
     place = sample.size - count_from_density(density, sample.size)
-    return int(np.partition(magnitudes(sample), place)[place] >> 16)
+    bucket = int(np.partition(found, place)[place] >> 16)
+    digits, counts = np.unique(found[found >> 16 == bucket] & 0xFFFF, return_counts=True)
+    most = int(np.argmax(counts))
+    heavy = 2 * int(counts[most]) > int(counts.sum()) >= _HEAVY_SEEN
+    return bucket, int(digits[most]) if heavy else -1
 
 
 def tie_limit(

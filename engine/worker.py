@@ -13,10 +13,12 @@ from plait.engine.blockrun import Array, BlockRunner, Counts, make_runner
 from plait.engine.codegen import Kernel, generate
 from plait.engine.events import Events, Report
 from plait.engine.orderstat import Statistic
+from plait.engine.pool import DevicePool, take_seat
 from plait.engine.prepare import kernel_key
 from plait.engine.reader import Reader
+from plait.engine.writebehind import Ticket, WriteBehind
 from plait.engine.writer import Sink
-from plait.planner.blocks import stage_buffers
+from plait.planner.blocks import PAGE, stage_buffers
 from plait.planner.plan import Plan
 from plait.planner.program import Program, Stage
 
@@ -27,14 +29,22 @@ class Worker:
     Args:
         plan: what will run.
         kernels: generated kernels, shared by all workers.
+        pool: GPUs, where the plan uses any; with maps there, the worker has a place on one and its memory is pinned for it.
     """
 
-    def __init__(self, plan: Plan, kernels: dict[Hashable, Kernel]) -> None:
+    def __init__(self, plan: Plan, kernels: dict[Hashable, Kernel], pool: DevicePool) -> None:
         self.plan, self.kernels = plan, kernels
-        self.memory = np.empty(plan.prediction.worker_bytes, np.uint8)
+        self.seat = take_seat(pool, plan)
+        memory = np.empty(plan.prediction.worker_bytes, np.uint8) if self.seat is None else self.seat.device.pinned(plan.prediction.worker_bytes)
+        memory = memory[-memory.__array_interface__["data"][0] % PAGE :]
+        size = max((stage_buffers(program, stage).output for program in plan.programs for stage in program.stages), default=0)
+        self._outputs = (memory[:size], memory[size : 2 * size])
+        self._tickets: list[Ticket | None] = [None, None]
+        self._filling = 0
+        self._arena = memory[2 * size :]
         self.inputs: dict[int, Array] = {}
-        self.output: Array = self.memory[:0]
-        self.scratch: Array = self.memory[:0]
+        self.values: Array = memory[:0]
+        self.scratch: Array = memory[:0]
         self._runners: dict[Hashable, BlockRunner] = {}
         self._arranged: Hashable = None
 
@@ -47,10 +57,23 @@ class Worker:
         sizes = stage_buffers(program, stage)
         self.inputs, at = {}, 0
         for load, nbytes in zip(stage.loads, sizes.inputs, strict=True):
-            self.inputs[load] = self.memory[at : at + nbytes]
+            self.inputs[load] = self._arena[at : at + nbytes]
             at += nbytes
-        self.output = self.memory[at : at + sizes.output]
-        self.scratch = self.memory[at + sizes.output : at + sizes.output + sizes.scratch]
+        self.values = self._arena[at : at + sizes.values]
+        self.scratch = self._arena[at + sizes.values : at + sizes.values + sizes.scratch]
+
+    def output(self, nbytes: int, offset: int, itemsize: int) -> Array:
+        """Memory for a block that goes to a file offset: of two such buffers the one that was not given out last, once it is written."""
+        self._filling = 1 - self._filling
+        ticket = self._tickets[self._filling]
+        if ticket is not None:
+            ticket.wait()
+            self._tickets[self._filling] = None
+        return like_in_page(self._outputs[self._filling], nbytes, offset, itemsize)
+
+    def sent(self, ticket: Ticket) -> None:
+        """The buffer given out last is on its way to the disk."""
+        self._tickets[self._filling] = ticket
 
     def runner(self, program_number: int, stage: Stage, what: Hashable) -> BlockRunner:
         """The runner of a stage; `what` tells a probe from the stage itself."""
@@ -65,8 +88,17 @@ class Worker:
             kernel = self.kernels.get(named)
             if kernel is None:
                 kernel = self.kernels[named] = generate(program, stage)
-            runner = self._runners[key] = make_runner(program, stage, self.plan.backend, kernel, self.scratch)
+            runner = self._runners[key] = make_runner(program, stage, self.plan.backend, kernel, self.scratch, self.seat)
         return runner
+
+
+def like_in_page(buffer: Array, nbytes: int, offset: int, itemsize: int) -> Array:
+    """A part of a page-aligned buffer that lies in its page as `offset` does in its page of a file, to a multiple of the element.
+
+    The kernel copies bytes that lie otherwise up to four times slower (docs/decisions/0005), and cannot write them past its cache.
+    """
+    shift = offset % PAGE // itemsize * itemsize
+    return buffer[shift : shift + nbytes]
 
 
 @dataclass(slots=True)
@@ -74,7 +106,8 @@ class Host:
     """What all components of a run share.
 
     Attributes:
-        plan, reader, sink, events, report: of the run.
+        plan, reader, sink, events, report, pool: of the run.
+        writing: writes blocks to the sink while others are computed.
         sweeps: for each program, the sweep of each stage.
         statistics: model-wide order statistics, by scope key.
         sums: model-wide sums: scope key -> tensor name -> partial.
@@ -84,6 +117,7 @@ class Host:
     plan: Plan
     reader: Reader
     sink: Sink
+    writing: WriteBehind
     events: Events
     report: Report
     sweeps: list[list[int]]
@@ -92,6 +126,7 @@ class Host:
     scope_values: dict[str, dict[str, Any]] = field(default_factory=dict)
     workers: dict[int, Worker] = field(default_factory=dict)
     slabs: list[Array] = field(default_factory=list)
+    pool: DevicePool = field(default_factory=lambda: DevicePool(()))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def spare_worker(self) -> Worker:
@@ -101,7 +136,10 @@ class Host:
     def take_slab(self) -> Array:
         """Memory for a component's inputs; slabs go round, for fresh memory costs a page fault every 4 KiB."""
         with self._lock:
-            return self.slabs.pop() if self.slabs else np.empty(self.plan.prediction.slab_bytes, np.uint8)
+            if self.slabs:
+                return self.slabs.pop()
+        seat, nbytes = self.spare_worker().seat, self.plan.prediction.slab_bytes
+        return np.empty(nbytes, np.uint8) if seat is None else seat.device.pinned(nbytes)
 
     def give_slab(self, slab: Array) -> None:
         """Let another component have it."""

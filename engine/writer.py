@@ -6,7 +6,6 @@ held in memory, and a disk that is too small is found before anything is compute
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import threading
@@ -27,16 +26,14 @@ from plait.engine.publish import (
     remove_working,
     working_folder,
 )
+from plait.engine.shardfile import MAX_WRITE_BYTES, ShardFile
 from plait.ops.errors import CheckpointError, OutputError
 from plait.planner.layout import INDEX_NAME, index_json
 from plait.planner.safetensors_header import size_text
 from plait.planner.types import Layout, SideFile
 
-#: Larger writes through the page cache were at times many times slower (docs/decisions/0005).
-MAX_WRITE_BYTES = 1 << 18
 _COPY_BYTES = 32 << 20  # one copy_file_range cannot be interrupted: keep it short
 _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.ETXTBSY}
-_NO_FALLOCATE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 class Sink(Protocol):
@@ -85,7 +82,7 @@ class OutputFolder:
         self._lock = DestinationLock(self.destination)
         self._count_lock = threading.Lock()
         self._bytes_written = 0
-        self._fds: list[int] = []
+        self._files: list[ShardFile] = []
         self._made_parents: list[Path] = []
         self._removable = False
         self._published = False
@@ -127,7 +124,7 @@ class OutputFolder:
         if not view.nbytes:
             return
         self._check_range(shard, offset, view.nbytes)
-        self._pwrite(shard, view.cast("B"), offset)
+        self._write(shard, view.cast("B"), offset, data.__array_interface__["data"][0] if isinstance(data, np.ndarray) else -1)
         self._count(view.nbytes)
 
     def copy(self, shard: int, offset: int, source_fd: int, source_offset: int, nbytes: int) -> None:
@@ -149,7 +146,7 @@ class OutputFolder:
             if not part:
                 why = f"ended early, at byte {source_offset + done}: it changed while being read"
                 raise CheckpointError(f"{_name_of(source_fd)} {why}; put the whole file back and run again", path=_name_of(source_fd))
-            self._pwrite(shard, memoryview(part), offset + done)
+            self._write(shard, memoryview(part), offset + done)
             done += len(part)
         self._count(nbytes)
 
@@ -167,9 +164,9 @@ class OutputFolder:
         if self._bytes_written < expected:
             why = f"only {self._bytes_written} of {expected} bytes were written: the run is not finished"
             raise OutputError(f"{self.destination}: {why}; run it again", path=str(self.destination))
-        for number, fd in enumerate(self._fds):
+        for number, file in enumerate(self._files):
             with output_errors(self.working / self._partial(number), "flush the data to disk"):
-                os.fsync(fd)
+                file.sync()
         index = SideFile(INDEX_NAME, content=index_json(layout)) if len(layout.shards) > 1 else None
         names = {self._partial(number): shard.name for number, shard in enumerate(layout.shards)}
         finish_folder(self.working, names, (*layout.side_files, *extra_side_files), index)
@@ -180,8 +177,8 @@ class OutputFolder:
 
     def abandon(self) -> None:
         """Close the files, remove the working folder and free the lock; harmless when called again."""
-        while self._fds:
-            os.close(self._fds.pop())
+        while self._files:
+            self._files.pop().close()
         try:
             if self._removable:
                 remove_working(self.working)
@@ -237,30 +234,26 @@ class OutputFolder:
     def _create(self, name: str, size: int, header: bytes) -> None:
         path = self.working / name
         with output_errors(path, f"reserve {size} bytes"):
-            self._fds.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
-            _reserve(self._fds[-1], size)
-        self._pwrite(len(self._fds) - 1, memoryview(header), 0)
+            self._files.append(ShardFile(path, size))
+        self._write(len(self._files) - 1, memoryview(header), 0)
 
     def _check_range(self, shard: int, offset: int, nbytes: int) -> None:
         home = self._layout.shards[shard]
         if offset < len(home.header) or offset + nbytes > home.size:
             raise ValueError(f"bytes {offset} to {offset + nbytes} are not in the data of {home.name} ({len(home.header)} to {home.size})")
 
-    def _pwrite(self, shard: int, view: memoryview, offset: int) -> None:
-        fd = self._fds[shard]
-        done = 0
-        while done < view.nbytes:
-            try:
-                done += os.pwrite(fd, view[done : done + MAX_WRITE_BYTES], offset + done)
-            except OSError as error:
-                raise output_error(error, self.destination, f"write to {self._layout.shards[shard].name}") from error
+    def _write(self, shard: int, view: memoryview, offset: int, address: int = -1) -> None:
+        try:
+            self._files[shard].write(view, address, offset)
+        except OSError as error:
+            raise output_error(error, self.destination, f"write to {self._layout.shards[shard].name}") from error
 
     def _kernel_copy(self, shard: int, offset: int, source_fd: int, source_offset: int, nbytes: int) -> int:
         """Bytes copied by the kernel: all, or fewer where it cannot or the source ends."""
         done = 0
         while done < nbytes and hasattr(os, "copy_file_range"):
             try:
-                count = os.copy_file_range(source_fd, self._fds[shard], min(_COPY_BYTES, nbytes - done), source_offset + done, offset + done)
+                count = os.copy_file_range(source_fd, self._files[shard].fd, min(_COPY_BYTES, nbytes - done), source_offset + done, offset + done)
             except OSError as error:
                 if error.errno in _NO_KERNEL_COPY:
                     break
@@ -273,24 +266,6 @@ class OutputFolder:
     def _count(self, nbytes: int) -> None:
         with self._count_lock:
             self._bytes_written += nbytes
-
-
-def _reserve(fd: int, size: int) -> None:
-    """Allocate a file's blocks, so that a full disk shows now; only set its size where the filesystem cannot."""
-    # Not os.posix_fallocate: where the filesystem cannot allocate, glibc writes every block instead.
-    libc = ctypes.CDLL(None, use_errno=True)
-    fallocate = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
-    if fallocate is not None:
-        fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-        while fallocate(fd, 0, 0, size):
-            number = ctypes.get_errno()
-            if number in _NO_FALLOCATE:
-                break
-            if number != errno.EINTR:
-                raise OSError(number, os.strerror(number))
-        else:
-            return
-    os.ftruncate(fd, size)
 
 
 def _name_of(fd: int) -> str:

@@ -38,7 +38,8 @@ class Op:
         arrays: `(xp, *inputs)` on whole arrays of the block, same meaning.
         result: dtype of the result; `same` takes the first float input's.
         casts: type each input is read as in `code`: `f` the computing float, `u` uint32, `i` int64, `b` bool.
-        flops: arithmetic operations an element, for the cost model.
+        flops: weight of the op in predicted time, in simple float operations an element (`planner/timing.py`); random bits,
+            thresholds, row ranks and whole ops have rates of their own.
     """
 
     name: str
@@ -91,7 +92,7 @@ declare("or", "map", "({0} | {1})", lambda xp, a, b: a | b, result="bool", casts
 declare("not", "map", "(not {0})", lambda xp, a: ~a, result="bool", casts="b")
 
 # -- maps that look at bits: magnitudes as integers, masks from counters -------------------------
-declare("magnitude_key", "map", "(f32_to_bits({0}) & MAGNITUDE)", lambda xp, a: a.view(xp.int32) & 0x7FFFFFFF, result="uint32", casts="f")
+declare("magnitude_key", "map", "uint32(f32_to_bits({0}) & MAGNITUDE)", lambda xp, a: a.view(xp.int32) & 0x7FFFFFFF, result="uint32", casts="f")
 declare(
     "keep_top",
     "map",
@@ -101,23 +102,23 @@ declare(
     casts="uui",
     flops=4,
 )
-RANDOM = declare("random_bits", "map", result="uint32", flops=20)
-declare("below", "map", "(np.int64({0}) < {1})", lambda xp, bits, cut: bits < cut, result="bool", casts="ui")
+RANDOM = declare("random_bits", "map", result="uint32", flops=0)
+declare("below", "map", "((uint32({0}) <= uint32({1} - 1)) & ({1} > 0))", lambda xp, bits, cut: bits < cut, result="bool", casts="ui")
 declare("cast", "map", result="same", casts="f", flops=2)
 
 # -- folds: a few numbers from all elements -----------------------------------------------------
 SUM = declare("sum", "fold", result="float64")
 DOT = declare("dot", "fold", result="float64", flops=2)
-KTH = declare("kth_magnitude", "fold", result="float64", flops=3)
+KTH = declare("kth_magnitude", "fold", result="float64", flops=0)
 
 # -- rows ---------------------------------------------------------------------------------------
 ROW_SUM = declare("row_sum", "rows", result="float64")
 ROW_DOT = declare("row_dot", "rows", result="float64", flops=2)
 ROW_MAX = declare("row_max", "rows", result="float64")
-ROW_RANK = declare("row_rank", "rows", result="int32", flops=30)
-declare("take", "map", result="float32", flops=1)
-declare("take_integer", "map", result="int64", flops=1)
+ROW_RANK = declare("row_rank", "rows", result="int32", flops=0)
+declare("take", "map", result="float32", flops=4)
+declare("take_integer", "map", result="int64", flops=4)
 
 # -- whole --------------------------------------------------------------------------------------
-POLAR = declare("polar", "whole", result="float32")
+POLAR = declare("polar", "whole", result="float32", flops=0)
 HOLD = declare("hold", "whole", result="float32", flops=0)

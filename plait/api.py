@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from plait.engine.device import SIMULATED, simulated_sizes
 from plait.engine.events import Events, Report
 from plait.engine.machine import available_memory, cores, gpu_memory
+from plait.engine.ratefile import load_rates
 from plait.models import Model, left_out, output_specs
 from plait.ops.dtypes import BY_CODE, BY_NAME, RECIPE_FLOATS
 from plait.ops.errors import PlanError
 from plait.planner.assemble import assemble
 from plait.planner.checkpoint import open_checkpoint, resolve_model
+from plait.planner.collector import collector_paused
 from plait.planner.donor import side_files
 from plait.planner.expressions import OutputSpec, job_specs
 from plait.planner.layers import split
 from plait.planner.layout import make_layout
 from plait.planner.plan import Plan
 from plait.planner.recipe import load_recipe
+from plait.planner.residency import CHOICES
 from plait.planner.schedule import MIB, Resources, make_plan, parse_size, size
 from plait.planner.types import Checkpoint, Job, SideFile
 
@@ -35,9 +39,13 @@ class Options:
         memory: budget for private memory, such as `4GiB`; None for half of what is free.
         workers: worker threads; None for the number of cores.
         device: where whole-tensor ops run: `auto`, `cpu` or `cuda`.
-        gpu_memory: budget on the GPU; None for 90 % of what is free there.
+        gpu_memory: budget on each GPU; None for 90 % of what is free there.
         backend: `auto` (numba where it is installed), `numba` or `torch`.
         shard_size: most bytes of one output file.
+        residency: whether inputs stay in memory between passes: `auto` where that is predicted to be faster, `keep` wherever the
+            budget allows, `reread` nowhere. The output is the same.
+        maps: where streamed work runs: `cpu`, or `cuda`. Streaming is bound by disk and PCIe, so the CPU is the default; the output is
+            the same.
     """
 
     memory: str | int | None = None
@@ -46,6 +54,8 @@ class Options:
     gpu_memory: str | int | None = None
     backend: str = "auto"
     shard_size: str | int = SHARD_SIZE
+    residency: str = "auto"
+    maps: str = "cpu"
 
 
 def plan(recipe: str | Path, options: Options | None = None, *, memory: str | int | None = None) -> Plan:
@@ -112,11 +122,12 @@ def write(
 def run_plan(planned: Plan, out: str | Path, sides: Sequence[SideFile], inputs: Sequence[str], events: Events | None, begun: float) -> Report:
     """Run a plan into a folder that appears whole or not at all."""
     from plait.engine.executor import execute
+    from plait.engine.pool import open_pool
     from plait.engine.reader import Reader
     from plait.engine.writer import OutputFolder
 
-    with OutputFolder(Path(out), planned.layout, inputs) as folder, Reader() as reader:
-        report = execute(planned, folder, reader, events)
+    with OutputFolder(Path(out), planned.layout, inputs) as folder, Reader() as reader, open_pool(planned.gpu_budget_bytes) as pool:
+        report = execute(planned, folder, reader, events, pool)
         reader.check_unchanged(planned.files)
         folder.publish(sides)
     report.seconds = time.perf_counter() - begun
@@ -128,11 +139,10 @@ def run_plan(planned: Plan, out: str | Path, sides: Sequence[SideFile], inputs: 
 # -- from recipes and models to plans ---------------------------------------------------------------
 def _options(options: Options | None, memory: str | int | None) -> Options:
     options = options or Options()
-    if memory is None:
-        return options
-    return Options(memory, options.workers, options.device, options.gpu_memory, options.backend, options.shard_size)
+    return options if memory is None else replace(options, memory=memory)
 
 
+@collector_paused()
 def _plan_recipe(path: str | Path, options: Options) -> tuple[Plan, tuple[SideFile, ...], list[str]]:
     recipe = load_recipe(path)
     near = Path(path).resolve().parent
@@ -167,6 +177,7 @@ def _layer_sources(jobs: Sequence[Job]) -> list[int]:
     return [sources[layer] for layer in sorted(sources)]
 
 
+@collector_paused()
 def _plan_model(model: Model, options: Options, dtype: str | None) -> tuple[Plan, tuple[SideFile, ...], list[str]]:
     if dtype is not None and dtype not in RECIPE_FLOATS:
         raise PlanError(f"dtype {dtype!r} is not one of {', '.join(RECIPE_FLOATS)}")
@@ -216,12 +227,35 @@ def resolve(options: Options) -> tuple[Resources, list[str]]:
         notes.append(f"no --memory given: half of the free memory, {size(memory)}, is the budget")
     if options.workers is not None and options.workers < 1:
         raise PlanError(f"{options.workers} workers cannot merge anything; give at least 1")
-    backend, more = _backend(options.backend)
-    free = gpu_memory() if options.device in ("auto", "cuda") else 0
-    if options.device == "cuda" and not free:
-        raise PlanError("--device cuda was asked for, but torch finds no CUDA device here; use --device auto or cpu")
-    gpu = checked_size(options.gpu_memory, "GPU memory") if options.gpu_memory is not None else free * 9 // 10
-    return Resources(memory, options.workers or cores(), backend, "cuda" if free else "cpu", gpu), [*notes, *more]
+    gpu, found = _gpus(options)
+    backend, more = _backend("torch" if options.maps == "cuda" else options.backend)
+    if options.residency not in CHOICES:
+        raise PlanError(f"residency {options.residency!r} is not one of {', '.join(CHOICES)}")
+    rates, odd = load_rates()
+    device = "cuda" if gpu and options.device != "cpu" else "cpu"
+    room = available_memory()
+    resources = Resources(memory, options.workers or cores(), backend, device, gpu, rates, room, options.residency, options.maps)
+    return resources, [*notes, *found, *more, *odd]
+
+
+def _gpus(options: Options) -> tuple[tuple[int, ...], list[str]]:
+    """The budget on each GPU that the options want used, and what the user should know about it."""
+    if options.maps not in ("cpu", "cuda"):
+        raise PlanError(f"maps {options.maps!r} is not one of cpu, cuda")
+    if options.maps == "cuda" and options.backend == "numba":
+        raise PlanError("--backend numba was asked for, but maps on CUDA run in torch; leave out --backend, or use --maps cpu")
+    wanted = options.maps == "cuda" or options.device in ("auto", "cuda")
+    free = gpu_memory() if wanted else ()
+    for option, value in (("device", options.device), ("maps", options.maps)):
+        if value == "cuda" and not free:
+            raise PlanError(f"--{option} cuda was asked for, but torch finds no CUDA device here; use --{option} {'auto or ' * (option == 'device')}cpu")
+    notes = [f"{SIMULATED} is set: GPUs are simulated on the CPU"] if free and simulated_sizes() else []
+    if options.gpu_memory is None:
+        return tuple(nbytes * 9 // 10 for nbytes in free), notes
+    asked = checked_size(options.gpu_memory, "GPU memory")
+    if any(asked > nbytes for nbytes in free):
+        notes.append(f"--gpu-memory is {size(asked)}, but of the GPUs {', '.join(map(size, free))} are free: no more than that is used")
+    return tuple(min(asked, nbytes) for nbytes in free), notes
 
 
 def _backend(wanted: str) -> tuple[str, list[str]]:

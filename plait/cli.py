@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from plait.bench import bench
 from plait.ops.errors import PlaitError
 
 _EXAMPLES = """
@@ -20,6 +21,7 @@ Examples:
   plait merge recipe.yml out --memory 4GiB   do it
   plait methods ties                         what a method does and takes
   plait inspect path/to/model                a checkpoint at a glance
+  plait bench machine                        measure this machine, for better predictions
 """
 _RECIPE = """
 \b
@@ -111,6 +113,9 @@ def main() -> None:
     """
 
 
+main.add_command(bench)
+
+
 def _machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--memory", "-m", metavar="SIZE", help="Budget for private memory, such as 512MiB or 4GiB. Default: half of the free memory."),
@@ -118,7 +123,14 @@ def _machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where whole-tensor ops (SVD, polar) run."
         ),
-        click.option("--gpu-memory", metavar="SIZE", help="Budget on the GPU. Default: 90 % of what is free there."),
+        click.option("--gpu-memory", metavar="SIZE", help="Budget on each GPU. Default: 90 % of what is free there."),
+        click.option(
+            "--maps",
+            type=click.Choice(["cpu", "cuda"]),
+            default="cpu",
+            show_default=True,
+            help="Where streamed work runs. It waits for disk and PCIe, so a GPU rarely makes it faster; the output is the same.",
+        ),
         click.option(
             "--backend",
             type=click.Choice(["auto", "numba", "torch"]),
@@ -127,6 +139,13 @@ def _machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="What runs streamed work: compiled kernels or the interpreter.",
         ),
         click.option("--shard-size", metavar="SIZE", default="5GB", show_default=True, help="Most bytes of one output file."),
+        click.option(
+            "--residency",
+            type=click.Choice(["auto", "keep", "reread"]),
+            default="auto",
+            show_default=True,
+            help="Whether inputs stay in memory between passes: where that is faster, wherever they fit, or nowhere.",
+        ),
         click.option("--debug", is_flag=True, help="Show a traceback when something fails."),
     ]
     for option in reversed(options):
@@ -170,6 +189,8 @@ def merge(recipe: Path, out: Path, quiet: bool, **machine: Any) -> None:
     console.print(
         f"{out}: {size(report.bytes_written)} written, {size(report.bytes_read)} read in {report.seconds:.1f} s ({size(rate)}/s)", markup=False, soft_wrap=True
     )
+    if report.gpu_retries:
+        console.print(f"{report.gpu_retries} tasks that a GPU had no memory for were done again; a smaller --gpu-memory plans for less there")
 
 
 @main.command(epilog=_RECIPE.format(command="plan recipe.yml --memory 4GiB"))

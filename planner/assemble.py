@@ -14,7 +14,7 @@ from plait.ops.dtypes import BY_CODE, BY_NAME
 from plait.ops.errors import CheckpointError, PlanError, RecipeError
 from plait.ops.method import Method
 from plait.planner.findings import Findings
-from plait.planner.layers import infer_layers, split
+from plait.planner.layers import infer_layers, layer_map, split
 from plait.planner.parameters import Resolver
 from plait.planner.recipe_types import ModelRef, Part, Recipe, Source, model_key
 from plait.planner.sliced import add_slices
@@ -144,7 +144,8 @@ def _check_spelling(sources: Iterable[Source], experts: Iterable[Checkpoint], ba
 
 def _add_all(group: Group, donor: Checkpoint, builder: JobBuilder) -> None:
     """`models:`: every tensor of the donor, merged with its namesakes."""
-    layers = infer_layers(donor.tensors)
+    places = list(map(split, donor.tensors))
+    layers = layer_map(places)
     where = layers.positions()
     others = [m for m in {model.path: model for model in group.inputs}.values() if m.tensors.keys() != donor.tensors.keys()]
     for other in others:
@@ -153,9 +154,11 @@ def _add_all(group: Group, donor: Checkpoint, builder: JobBuilder) -> None:
             what = f"{donor.label} has {layers.count()} layers and {other.label} has {count}"
             builder.problems.add(("layers", other.path), f"{what}; models of different depth need slices: with a layer_range for each")
     size = len(group.inputs)
-    for name in donor.tensors:
-        place = split(name)
-        builder.add(name, group, (name,) * size, where[place[0], place[1]] if place else 0.0, place[1] if place else None)
+    for name, place in zip(donor.tensors, places, strict=True):
+        if place is None:
+            builder.add(name, group, (name,) * size, 0.0, None, name)
+        else:
+            builder.add(name, group, (name,) * size, where[place[:2]], place[1], place[2])
     for other in others:
         builder.left_out(other, [name for name in other.tensors if name not in donor.tensors], donor)
 

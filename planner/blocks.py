@@ -19,8 +19,11 @@ COARSE, FINE = 1 << 15, 1 << 16  #: bins of the two histograms of an order stati
 SAMPLE_PIECES, SAMPLE_PIECE, SAMPLE_LIMIT = 16, 4096, 1 << 18
 #: The same for a model-wide one: pieces of the whole model.
 SCOPE_PIECES, SCOPE_PIECE = 512, 512
+#: Distinct values of one block that an order statistic remembers with their counts; more are counted again when needed.
+SPARSE_LIMIT = 512
 RANK_COUNTS = 3 << 11  #: counters of the radix sort behind row ranks
-_ALIGN = 4096
+PAGE = 4096
+SEARCH_PIECE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +32,20 @@ class StageBuffers:
 
     Attributes:
         inputs: of the buffer of each load, in `Stage.loads` order.
-        output: of the output block, or of a block of values that is looked at again.
+        output: of each of the two output blocks; one is written while the other is computed.
+        values: of a block of values that is looked at again.
         scratch: of everything else.
     """
 
     inputs: tuple[int, ...]
     output: int
+    values: int
     scratch: int
 
     @property
-    def total(self) -> int:
-        """All of it."""
-        return sum(self.inputs) + self.output + self.scratch
+    def arena(self) -> int:
+        """What is divided anew for every stage."""
+        return sum(self.inputs) + self.values + self.scratch
 
 
 def block_elements(stage: Stage, numel: int) -> int:
@@ -72,18 +77,24 @@ def sample_starts(stage: Stage, numel: int, pieces: int = SAMPLE_PIECES, piece: 
 
 def aligned(nbytes: int) -> int:
     """`nbytes` rounded up to whole pages."""
-    return -(-nbytes // _ALIGN) * _ALIGN
+    return -(-nbytes // PAGE) * PAGE
 
 
 def stage_buffers(program: Program, stage: Stage) -> StageBuffers:
     """What a worker leases to run blocks of `stage`."""
     size = block_elements(stage, program.numel)
-    inputs = tuple(aligned(size * BY_CODE[str(program.nodes[i].param("storage"))].itemsize) for i in stage.loads)
-    output = size * BY_CODE[program.dtype].itemsize if stage.store else 0
-    if any(program.nodes[i].op == "kth_magnitude" for i in stage.folds):
-        output = max(output, 4 * size)  # one block of the values themselves, to sample them and to find the last tie that is kept
-    output = aligned(output)
-    return StageBuffers(inputs, output, aligned(scratch_bytes(program.nodes, stage)))
+    # a page more each: buffers lie in their pages as the bytes do in their files
+    inputs = tuple(PAGE + aligned(size * BY_CODE[str(program.nodes[i].param("storage"))].itemsize) for i in stage.loads)
+    output = PAGE + aligned(size * BY_CODE[program.dtype].itemsize) if stage.store else 0
+    # one piece of the values themselves, to find the last tie that is kept
+    values = aligned(4 * min(size, search_elements(stage))) if any(program.nodes[i].op == "kth_magnitude" for i in stage.folds) else 0
+    return StageBuffers(inputs, output, values, aligned(scratch_bytes(program.nodes, stage)))
+
+
+def search_elements(stage: Stage) -> int:
+    """Elements that a search for ties looks at together: whole rows, and at least one."""
+    row = stage.row_length or 1
+    return max(1, SEARCH_PIECE // row) * row
 
 
 def scratch_bytes(nodes: Sequence[Node], stage: Stage) -> int:
@@ -95,4 +106,4 @@ def scratch_bytes(nodes: Sequence[Node], stage: Stage) -> int:
     scalars = sum(1 for n in nodes if n.space == "small")
     chunk = (2 * reductions + streams + 2) * CHUNK * 4 + 64 * (reductions + 8) + 8 * (scalars + len(stage.folds)) + 64 * (12 + 4 * ranks)
     sorting = stage.row_length * 16 + RANK_COUNTS * 4 if ranks else 0
-    return chunk + ranks * stage.row_length * 8 + sorting + selects * (COARSE * 8 + FINE * 4)
+    return chunk + ranks * stage.row_length * 8 + sorting + selects * (COARSE * 8 + FINE * 4 + SPARSE_LIMIT * 12 + BLOCK // SEARCH_PIECE * 4)

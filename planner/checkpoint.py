@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from plait.ops.errors import CheckpointError
-from plait.planner.safetensors_header import open_regular, read_header, shown
+from plait.planner.header_text import shown
+from plait.planner.safetensors_header import open_regular, read_header
 from plait.planner.types import Checkpoint, FileIdentity, TensorRef
 
 MAX_CONFIG_BYTES = 16_000_000
@@ -217,17 +218,20 @@ def _read_files(folder: Path, names: list[str], contained: bool) -> tuple[tuple[
         header = read_header(path)
         file = header.identity.path
         files.append(header.identity)
-        for key, entry in header.entries.items():
-            if key in tensors:
-                raise CheckpointError(f"tensor {shown(key)} is in both {tensors[key].file} and {file}; remove one of them", path=file, tensor=key)
-            tensors[key] = TensorRef(file, key, entry.dtype, entry.shape, entry.start, entry.nbytes)
+        if not tensors.keys().isdisjoint(header.entries):
+            twice = next(key for key in header.entries if key in tensors)
+            raise CheckpointError(f"tensor {shown(twice)} is in both {tensors[twice].file} and {file}; remove one of them", path=file, tensor=twice)
+        tensors.update(header.entries)
     return tuple(files), tensors
 
 
 def _check_index(index: Path, weight_map: dict[str, str], tensors: dict[str, TensorRef]) -> None:
+    shards = {file: os.path.basename(file) for file in {ref.file for ref in tensors.values()}}
+    if weight_map.items() <= {name: shards[ref.file] for name, ref in tensors.items()}.items():
+        return
     for name, shard in weight_map.items():
         held = tensors.get(name)
-        if held is None or os.path.basename(held.file) != shard:
+        if held is None or shards[held.file] != shard:
             where = "no shard holds it" if held is None else f"it is in {os.path.basename(held.file)}"
             raise CheckpointError(f"{index} puts tensor {shown(name)} into {shard}, but {where}; download the model again", path=str(index), tensor=name)
 

@@ -6,11 +6,9 @@ import os
 from collections.abc import Callable, Sequence
 
 from plait.ops.dtypes import BY_CODE
-from plait.planner.blocks import COARSE, FINE, aligned, block_count, block_elements, sample_starts
+from plait.planner.blocks import COARSE, FINE, SPARSE_LIMIT, aligned, block_count, block_elements, sample_starts
 from plait.planner.program import Node, Program, Stage, scope_of
 
-#: Distinct values of one block that an order statistic remembers with their counts; more are counted again when needed.
-SPARSE_LIMIT = 512
 #: Most values of a sample, as float32, that one order statistic is foreseen by.
 SAMPLE_BYTES = 1 << 20
 _SPARSE_BYTES = 2 * SPARSE_LIMIT * 8
@@ -66,12 +64,17 @@ def looking_bytes(program: Program, stage: Stage) -> tuple[int, int]:
 
 def kernel_count(programs: Sequence[Program]) -> int:
     """Kernels that will be compiled: stages of one structure share one, and an order statistic needs two more to look at values."""
-    found: dict[object, int] = {}
+    return sum(1 + 2 * recounts(program, stage) for program, stage in distinct_stages(programs))
+
+
+def distinct_stages(programs: Sequence[Program]) -> list[tuple[Program, Stage]]:
+    """One stage of each structure."""
+    found: dict[object, tuple[Program, Stage]] = {}
     for program in programs:
         for stage in program.stages:
             ops = tuple((program.nodes[i].op, program.nodes[i].inputs, program.nodes[i].param("storage")) for i in (*stage.loads, *stage.compute, *stage.folds))
-            found[ops, stage.keeps, stage.store and program.dtype] = 1 + 2 * recounts(program, stage)
-    return sum(found.values())
+            found.setdefault((ops, stage.keeps, stage.store and program.dtype), (program, stage))
+    return list(found.values())
 
 
 def selects(program: Program, stage: Stage) -> list[int]:
@@ -93,8 +96,13 @@ def last_use(program: Program, node: int) -> int:
     return last
 
 
-def component_bytes(program: Program) -> int:
-    """Peak bytes that a component holds beside its workers' buffers: histograms, tensors held whole, workspaces."""
+def component_bytes(program: Program, *, workspace: bool = True) -> int:
+    """Peak bytes that a component holds beside its workers' buffers: histograms, tensors held whole, workspaces.
+
+    Args:
+        program: what the component runs.
+        workspace: count what its whole ops need on the CPU; False where they run on a GPU and nothing is kept free for doing them again here.
+    """
     peak = 0
     for number, stage in enumerate(program.stages):
         held = 0
@@ -104,7 +112,7 @@ def component_bytes(program: Program) -> int:
             held += sum(tensor_bytes(program.nodes[w]) for w in earlier.wholes if program.nodes[w].op != "hold" and last_use(program, w) >= number)
         folds = 8 * block_count(stage, program.numel) * len(stage.folds)
         histograms = len(selects(program, stage)) * ((COARSE + FINE) * 8 + _SPARSE_BYTES * block_count(stage, program.numel) + SAMPLE_BYTES)
-        working = max((WORKSPACE[program.nodes[w].op](program.nodes[w]) + _result_bytes(program.nodes[w]) for w in stage.wholes), default=0)
+        working = max((workspace * WORKSPACE[program.nodes[w].op](program.nodes[w]) + _result_bytes(program.nodes[w]) for w in stage.wholes), default=0)
         peak = max(peak, held + max(folds + histograms, working))
     return peak
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,19 @@ from plait.planner.cost import component_bytes, input_bytes, output_bytes, selec
 from plait.planner.expressions import used_inputs
 from plait.planner.plan import Component, Plan
 from plait.planner.program import Program, Stage, scope_of
-from plait.planner.schedule import size, slab_bytes
+from plait.planner.residency import ASKED, CHEAPER, KEPT, NO_ROOM, slab_bytes
+from plait.planner.schedule import size
 
 if TYPE_CHECKING:
     from rich.tree import Tree
 
+#: What becomes of inputs between passes.
+_STAYS = {
+    KEPT: "kept in memory between passes",
+    CHEAPER: "re-read: cheaper than keeping them",
+    NO_ROOM: "re-read: no room to keep them",
+    ASKED: "re-read, as asked",
+}
 _ROLES = ("embedding", "attention", "mlp", "norm", "head", "other")
 
 
@@ -72,8 +80,8 @@ def _how(plan: Plan, component: Component) -> str:
     if not program.stages:
         return "empty"
     parts = [_stage(program, stage, number) for number, stage in enumerate(program.stages)]
-    kept = " · inputs stay in memory" if component.keep_inputs else ""
-    return " → ".join(parts) + kept
+    stays = _STAYS.get(plan.residency[component.program], "")
+    return " → ".join(parts) + (f" · inputs {stays}" if stays else "")
 
 
 def _stage(program: Program, stage: Stage, number: int) -> str:
@@ -117,7 +125,10 @@ def to_tree(plan: Plan) -> Tree:
     extra = f" (+ up to {size(p.bytes_read_extra)} where a sample mispredicts a threshold)" if p.bytes_read_extra else ""
     need.add(f"reads        {size(p.bytes_read)}{extra}, every input at most {_times(p.passes)}")
     need.add(f"writes       {size(p.bytes_written)}" + (f", {size(p.bytes_copied)} of it copied undecoded" if p.bytes_copied else ""))
+    for line in _times_taken(plan):
+        need.add(line)
     need.add(f"runs on      {_backend(plan)}")
+    need.add(f"maps on      {_maps(plan)}")
     if plan.sweeps > 1:
         need.add(f"sweeps       {plan.sweeps} over the model: {len(plan.scopes)} model-wide statistics come before what uses them")
     _add_inputs(root, plan)
@@ -129,6 +140,32 @@ def to_tree(plan: Plan) -> Tree:
     return root
 
 
+def _times_taken(plan: Plan) -> list[str]:
+    """Predicted time and its parts, largest first."""
+    timing = plan.timing
+    parts = timing.parts()
+    parts["starting"] += parts.pop("bookkeeping")
+    if timing.from_disk:
+        parts["reading from disk"] = parts.pop("reading")
+    shown = [f"{name} {duration(s)}" for name, s in sorted(parts.items(), key=lambda item: -item[1]) if s >= 0.05]
+    lines = [f"time         about {duration(timing.seconds)}" + (f" ({', '.join(shown)})" if shown else "")]
+    if timing.first_run_s:
+        lines.append(f"             {duration(timing.first_run_s)} more where its kernels are not compiled yet")
+    if not timing.measured:
+        lines.append("             time estimated with default rates; run `plait bench machine`")
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 7200 else f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
 def _times(count: int) -> str:
     return {0: "never", 1: "once", 2: "twice"}.get(count, f"{count} times")
 
@@ -137,6 +174,14 @@ def _backend(plan: Plan) -> str:
     kernels = {"numba": "compiled Numba kernels", "torch": "the torch block interpreter"}[plan.backend]
     whole = any(s.wholes for q in plan.programs for s in q.stages)
     return f"{plan.workers} worker{'s' if plan.workers > 1 else ''}, {kernels}" + (f"; whole-tensor ops on {plan.device}" if whole else "")
+
+
+def _maps(plan: Plan) -> str:
+    """Where streamed work runs, and why."""
+    if plan.maps == "cpu":
+        return "the CPU: streamed work waits for disk and bus, not for arithmetic; whole-tensor ops alone earn a GPU"
+    budgets = " + ".join(size(b) for b in plan.gpu_budget_bytes)
+    return f"CUDA, as asked (--maps cuda): {plan.workers} x {size(plan.gpu_worker_bytes)} of {budgets} there, copied in the stored type"
 
 
 def _add_inputs(root: Tree, plan: Plan) -> None:
@@ -173,20 +218,31 @@ def _add_groups(root: Tree, plan: Plan) -> None:
     letters = {way: _letter(n) for n, way in enumerate(ways)}
     branch = root.add("[bold]passes[/]")
     for way, members in ways.items():
-        branch.add(f"[bold]{letters[way]}[/]  {way}  ({_tensors(len(members))}, {size(_written(plan, members))})")
+        branch.add(f"[bold]{letters[way]}[/]  {way}{_stakes(plan, members)}  ({_tensors(len(members))}, {size(_written(plan, members))})")
     for role, found in groups(plan).items():
         branch = root.add(f"[bold]{role}[/]  {_tensors(sum(g.count for g in found))}, {size(_written(plan, (c for g in found for c in g.components)))}")
         for group in sorted(found, key=lambda g: -_written(plan, g.components)):
             first = group.components[0]
             program = plan.program_of(first)
             count = f"{group.count} x " if group.count > 1 else ""
-            held = component_bytes(program) + (slab_bytes(program) if first.keep_inputs else 0)
+            held = component_bytes(program, workspace=first.program not in plan.lean) + (slab_bytes(program) if first.keep_inputs else 0)
             holds = f", holds {size(held)}" if held >= 1 << 20 else ""
             shape = "x".join(map(str, program.shape)) or "scalar"
             line = (
                 f"{count}{escape(group.label)}  {shape} {program.dtype.lower()}  {letters[how[first.program]]}, reads {size(_read_each(program, first))}{holds}"
             )
             branch.add(line)
+
+
+def _stakes(plan: Plan, members: Sequence[Component]) -> str:
+    """What keeping the inputs of these components saves, or what it would need."""
+    word = plan.residency[members[0].program]
+    if word == KEPT:
+        again = sum(sum(stage_read_bytes(p, s) for s in p.stages) - input_bytes(p) for p in map(plan.program_of, members))
+        return f" (saves {size(again)} of reading)"
+    if word == NO_ROOM:
+        return f" (it needs {size(plan.workers * max(slab_bytes(plan.program_of(c)) for c in members))})"
+    return ""
 
 
 def _read_each(program: Program, component: Component) -> int:

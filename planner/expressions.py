@@ -7,8 +7,8 @@ and lowering an expression is the costly part of planning; binding it to another
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
 
 from plait.ops.algebra import cast
 from plait.ops.errors import PlanError
@@ -22,8 +22,7 @@ from plait.planner.types import Job, TensorRef
 Build = Callable[[Sequence[LazyTensor]], LazyTensor]
 
 
-@dataclass(frozen=True, slots=True)
-class OutputSpec:
+class OutputSpec(NamedTuple):
     """An output tensor before planning.
 
     Attributes:
@@ -51,20 +50,21 @@ def leaf_of(ref: TensorRef) -> LazyTensor:
     return load((ref.file, ref.name, ref.start, ref.nbytes), ref.shape, ref.dtype)
 
 
-def job_specs(jobs: Iterable[Job]) -> list[OutputSpec]:
+def job_specs(jobs: Sequence[Job]) -> list[OutputSpec]:
     """Specs of a recipe's jobs."""
     known_methods, known_steps = methods(), steps()
-    return [_spec(job, known_methods, known_steps) for job in jobs]
+    origins: dict[int, str] = {}  # the text of each mark, by identity: jobs of one part share theirs
+    return [_spec(job, known_methods, known_steps, origins.get(id(job.mark)) or origins.setdefault(id(job.mark), str(job.mark or ""))) for job in jobs]
 
 
-def _spec(job: Job, known: dict[str, Method], known_steps: dict[str, Method]) -> OutputSpec:
+def _spec(job: Job, known: dict[str, Method], known_steps: dict[str, Method], origin: str) -> OutputSpec:
     named = job.method != "copy" and (known[job.method].uses_name or any(known_steps[s.name].uses_name for s in job.steps))
-    refs = ([job.base] if job.base is not None else []) + list(job.experts)
-    leaves = tuple(dict.fromkeys(refs))
-    number = {ref: i for i, ref in enumerate(leaves)}
-    base = number[job.base] if job.base is not None else None
-    experts = tuple(number[e] for e in job.experts)
-    storages = tuple(ref.dtype for ref in leaves)
+    leaves = refs = job.experts if job.base is None else (job.base, *job.experts)
+    if len(set(refs)) < len(refs):  # one tensor in two places: each is a leaf once
+        leaves = tuple(dict.fromkeys(refs))
+    places = tuple(range(len(refs))) if leaves is refs else tuple([leaves.index(ref) for ref in refs])
+    base, experts = (None, places) if job.base is None else (places[0], places[1:])
+    storages = tuple([ref.dtype for ref in leaves])
     signature = (
         job.method,
         job.params,
@@ -82,7 +82,7 @@ def _spec(job: Job, known: dict[str, Method], known_steps: dict[str, Method]) ->
     def build(nodes: Sequence[LazyTensor]) -> LazyTensor:
         return _job_expression(job, nodes, base, experts, known, known_steps)
 
-    return OutputSpec(job.output, job.dtype, leaves, signature, build, job.role, job.layer, str(job.mark or ""))
+    return OutputSpec(job.output, job.dtype, leaves, signature, build, job.role, job.layer, origin)
 
 
 def _job_expression(

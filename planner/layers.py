@@ -28,8 +28,9 @@ _MLP = re.compile(
 _NOT_VOCABULARY = re.compile(r"pos|wpe|token_type|patch|class|score|qa_outputs|norm", re.IGNORECASE)
 
 
-@lru_cache(maxsize=4096)
-def _rest_role(rest: str, inside: bool) -> str:
+@lru_cache(maxsize=1 << 14)  # a layer of a mixture of experts may hold thousands of names
+def rest_role(rest: str, inside: bool) -> str:
+    """What a tensor is for, by what follows the layer's number in its name (`inside`), or by a name outside the layers."""
     if _NORM.search(rest):
         return "norm"
     if not inside and _HEAD.search(rest):
@@ -52,7 +53,7 @@ def split(name: str) -> tuple[str, int, str] | None:
 def role(name: str) -> str:
     """What a tensor is for, by the well-known parts of its name: embedding, attention, mlp, norm, head or other."""
     place = split(name)
-    return _rest_role(name, False) if place is None else _rest_role(place[2], True)
+    return rest_role(name, False) if place is None else rest_role(place[2], True)
 
 
 def holds_vocabulary(name: str) -> bool:
@@ -92,10 +93,14 @@ class LayerMap:
 
 def infer_layers(names: Iterable[str]) -> LayerMap:
     """The layer stacks that a model's tensor names tell of."""
+    return layer_map(map(split, names))
+
+
+def layer_map(places: Iterable[tuple[str, int, str] | None]) -> LayerMap:
+    """The layer stacks of a model whose tensors' names `split` into these places."""
     numbers: dict[str, set[int]] = {}
     tensors: dict[str, int] = {}
-    for name in names:
-        place = split(name)
+    for place in places:
         if place is not None:
             numbers.setdefault(place[0], set()).add(place[1])
             tensors[place[0]] = tensors.get(place[0], 0) + 1

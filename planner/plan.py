@@ -8,16 +8,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 from plait.planner.program import Program
+from plait.planner.timing import Timing
 from plait.planner.types import FileIdentity, Layout, TensorRef
 
 VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Component:
+class Component(NamedTuple):
     """One output tensor: a program bound to stored tensors.
 
     Attributes:
@@ -71,6 +72,7 @@ class Prediction:
         bytes_copied: part of `bytes_written` that is copied without decoding.
         passes: largest number of times that any input is read.
         minimum_bytes: smallest budget that works.
+        seconds: wall time of the whole command, with compiled kernels.
     """
 
     peak_bytes: int
@@ -85,6 +87,7 @@ class Prediction:
     bytes_copied: int
     passes: int
     minimum_bytes: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +105,16 @@ class Plan:
         backend: `numba` or `torch`.
         device: where whole ops run: `cpu` or `cuda`.
         on_gpu: programs whose whole ops fit the GPU's budget and run there.
+        maps: where streamed work runs: `cpu` or `cuda`.
+        gpu_budget_bytes: the budget on each GPU that the run may use.
+        gpu_worker_bytes: what each worker leases on a GPU for its blocks, where maps run there.
+        lean: programs of `on_gpu` whose whole ops the memory budget could not hold on the CPU.
         workers: worker threads.
         budget_bytes: the memory budget.
         prediction: memory and bytes.
         notes: what the user should know.
+        timing: what the predicted seconds are made of.
+        residency: for each program what becomes of its inputs between passes, in the words of `planner/residency.py`.
     """
 
     title: str
@@ -122,6 +131,12 @@ class Plan:
     prediction: Prediction
     notes: tuple[str, ...] = field(default=())
     on_gpu: tuple[int, ...] = field(default=())
+    timing: Timing = field(default=Timing())
+    residency: tuple[str, ...] = field(default=())
+    maps: str = "cpu"
+    gpu_budget_bytes: tuple[int, ...] = field(default=())
+    gpu_worker_bytes: int = 0
+    lean: tuple[int, ...] = field(default=())
 
     def program_of(self, component: Component) -> Program:
         """The program that a component runs."""
@@ -133,14 +148,19 @@ class Plan:
         digest = blake2b(digest_size=16)
         for part in (self.programs, self.files):
             digest.update(repr(part).encode())
-        for c in sorted(self.components, key=lambda c: c.name):
-            digest.update(repr((c.name, c.program, [(r.file, r.name, r.start) for r in c.inputs])).encode())
+        paths = {f.path: repr(f.path) for f in self.files}
+        for c in sorted(self.components, key=attrgetter("name")):
+            inputs = ", ".join([f"({paths.get(r.file) or repr(r.file)}, {r.name!r}, {r.start})" for r in c.inputs])
+            digest.update(f"({c.name!r}, {c.program}, [{inputs}])".encode())
         for shard in self.layout.shards:
             digest.update(shard.header)
         return digest.hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form; the figures that people and scripts ask for stand at the top level."""
+        return {**self._facts(), "components": [self._component(c) for c in self.components]}
+
+    def _facts(self) -> dict[str, Any]:
         p = self.prediction
         return {
             "version": VERSION,
@@ -152,31 +172,39 @@ class Plan:
             "bytes_read": p.bytes_read,
             "bytes_written": p.bytes_written,
             "passes": p.passes,
+            "predicted_seconds": p.seconds,
             "workers": self.workers,
             "backend": self.backend,
             "device": self.device,
             "on_gpu": list(self.on_gpu),
+            "maps": self.maps,
+            "gpu_budget_bytes": list(self.gpu_budget_bytes),
+            "gpu_worker_bytes": self.gpu_worker_bytes,
+            "lean": list(self.lean),
             "prediction": asdict(p),
+            "timing": {**asdict(self.timing), "seconds": self.timing.seconds},
+            "residency": list(self.residency),
             "sweeps": self.sweeps,
             "scopes": [asdict(s) for s in self.scopes],
             "notes": list(self.notes),
             "programs": [asdict(q) for q in self.programs],
-            "components": [
-                {
-                    "name": c.name,
-                    "program": c.program,
-                    "keep_inputs": c.keep_inputs,
-                    "role": c.role,
-                    "layer": c.layer,
-                    "inputs": [{"file": r.file, "name": r.name, "dtype": r.dtype, "start": r.start, "nbytes": r.nbytes} for r in c.inputs],
-                    "output": asdict(self.layout.places[c.name]),
-                }
-                for c in self.components
-            ],
             "shards": [{"name": s.name, "bytes": s.size} for s in self.layout.shards],
             "files": [asdict(f) for f in self.files],
         }
 
+    def _component(self, c: Component) -> dict[str, Any]:
+        return {
+            "name": c.name,
+            "program": c.program,
+            "keep_inputs": c.keep_inputs,
+            "role": c.role,
+            "layer": c.layer,
+            "inputs": [{"file": r.file, "name": r.name, "dtype": r.dtype, "start": r.start, "nbytes": r.nbytes} for r in c.inputs],
+            "output": self.layout.places[c.name]._asdict(),
+        }
+
     def to_json(self) -> str:
-        """`to_dict` as text."""
-        return json.dumps(self.to_dict(), indent=1)
+        """`to_dict` as text, a component a line: there may be 100,000, and they are not all held as objects at once."""
+        facts = json.dumps(self._facts(), indent=1).removesuffix("\n}")
+        components = ",\n  ".join([json.dumps(self._component(c)) for c in self.components])
+        return f'{facts},\n "components": [\n  {components}\n ]\n}}'

@@ -12,20 +12,23 @@ itself bounded by the file's size and by `MAX_HEADER_BYTES`.
 
 from __future__ import annotations
 
-import gc
 import hashlib
-import json
 import math
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn
+from functools import partial
+from itertools import chain, repeat
+from operator import itemgetter, mul, sub
+from typing import Any, NoReturn
 
 from plait.ops.dtypes import BY_CODE
 from plait.ops.errors import CheckpointError
-from plait.planner.types import FileIdentity
+from plait.planner.collector import collector_paused
+from plait.planner.header_text import Malformed, decoded, shown
+from plait.planner.types import FileIdentity, TensorRef
 
 #: The limit of the reference implementation.
 MAX_HEADER_BYTES = 100_000_000
@@ -33,20 +36,11 @@ MAX_NAME_CHARACTERS = 1024
 MAX_DIMENSIONS = 64
 
 _MAX_INT64 = 2**63 - 1
-_MAX_DIGITS = 19  # of 2**63
-_DIGITS_TO_ZERO = bytes(ord("0") if chr(byte).isdigit() and byte < 128 else byte for byte in range(256))
+_ITEM_BYTES = {code: dtype.itemsize for code, dtype in BY_CODE.items()}
 _PACKED = {"F4", "F6_E2M3", "F6_E3M2", "I4", "U4"}
 _KEYS = {"dtype", "shape", "data_offsets"}
 _DOWNLOAD = "download or copy it again"
-
-
-class Entry(NamedTuple):
-    """Where one tensor lies: dtype code, shape, absolute byte offset in the file and length in bytes."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    nbytes: int
+_REF = partial(tuple.__new__, TensorRef)  # from its fields in order; twice as fast as calling the class
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +53,9 @@ class Header:
         metadata: the `__metadata__` strings.
     """
 
-    entries: dict[str, Entry]
+    entries: dict[str, TensorRef]
     identity: FileIdentity
     metadata: dict[str, str]
-
-
-class _Malformed(ValueError):
-    """Why the JSON was refused, raised out of its hooks."""
 
 
 def size_text(count: int) -> str:
@@ -80,12 +70,6 @@ def size_text(count: int) -> str:
     return f"{value:.1f} {unit}"
 
 
-def shown(name: object, limit: int = 120) -> str:
-    """A name from a file, quoted, escaped and cut so that it is safe to print."""
-    text = name if isinstance(name, str) else repr(name)
-    return ascii(text) if len(text) <= limit else f"{text[:limit]!a}... ({len(text)} characters)"
-
-
 def read_header(path: str | os.PathLike[str]) -> Header:
     """Read and check the header of a safetensors file; no tensor data is read.
 
@@ -97,10 +81,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     """
     file = os.path.abspath(path)
     raw, status = _raw_header(file)
-    with _collector_paused():
-        entries, metadata = _parse(file, raw)
-    data_start = 8 + len(raw)
-    _check_coverage(file, entries, data_start, status.st_size)
+    with collector_paused():
+        entries, metadata = _parse(file, raw, status.st_size)
     digest = hashlib.blake2b(raw, digest_size=16).hexdigest()
     return Header(entries, FileIdentity(file, status.st_size, status.st_mtime_ns, digest), metadata)
 
@@ -168,52 +150,17 @@ def _refuse(file: str, why: str, tensor: str | None = None, **facts: object) -> 
     raise CheckpointError(f"{file}: tensor {shown(tensor)} {why}" if tensor is not None else f"{file} {why}", path=file, tensor=tensor, **facts)
 
 
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """No garbage collection while many small objects without cycles are made; it would take a third of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _object(pairs: list[tuple[str, Any]]) -> Any:
-    """A JSON object; a tensor's description shrinks to a tuple at once, which keeps huge headers small in memory."""
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise _Malformed(f"names {shown(twice)} twice")
-    if made.keys() == _KEYS:
-        return made["dtype"], made["shape"], made["data_offsets"]
-    return made
-
-
-def _integer(text: str) -> int:
-    if len(text) > _MAX_DIGITS:
-        raise _Malformed(f"holds the number {text[:_MAX_DIGITS]}..., which overflows 64 bits")
-    return int(text)
-
-
-def _no_float(text: str) -> NoReturn:
-    raise _Malformed(f"holds {shown(text)} where only whole numbers belong")
-
-
-def _parse(file: str, raw: bytes) -> tuple[dict[str, Entry], dict[str, str]]:
+def _parse(file: str, raw: bytes, size: int) -> tuple[dict[str, TensorRef], dict[str, str]]:
+    """Tensors in the order of their offsets, and metadata, from the header of a file of `size` bytes."""
     # A genuine entry takes at least 45 bytes for its 3 brackets and a few commas. Text far denser than
     # that is an attempt to make small JSON into large objects: refused before it is parsed.
     if raw.count(b"[") + raw.count(b"{") > len(raw) // 8 + 8 or raw.count(b",") > len(raw) // 3 + 64:
         _refuse(file, f"is damaged: its header is not a list of tensors; {_DOWNLOAD}")
     try:
-        # Checking every number in Python is slow: only where the text has one too long for 64 bits.
-        parse_int = _integer if b"0" * (_MAX_DIGITS + 1) in raw.translate(_DIGITS_TO_ZERO) else None
-        top = json.loads(raw.decode("utf-8"), object_pairs_hook=_object, parse_int=parse_int, parse_float=_no_float, parse_constant=_no_float)
+        top = decoded(raw)
     except UnicodeDecodeError as error:
         _refuse(file, f"is damaged: its header is not UTF-8 at byte {8 + error.start}; {_DOWNLOAD}")
-    except _Malformed as error:
+    except Malformed as error:
         _refuse(file, f"is damaged: its header {error}; {_DOWNLOAD}")
     except RecursionError:
         _refuse(file, f"is damaged: its header is nested too deeply; {_DOWNLOAD}")
@@ -224,9 +171,12 @@ def _parse(file: str, raw: bytes) -> tuple[dict[str, Entry], dict[str, str]]:
     metadata = _metadata(file, top.pop("__metadata__", None))
     data_start = 8 + len(raw)
     _check_names(file, top)
-    entries = {name: _entry(file, name, value, data_start) for name, value in top.items()}
-    order = sorted(entries, key=lambda name: entries[name][2:])
-    return {name: entries[name] for name in order}, metadata
+    entries = _plain_entries(file, top, data_start, size)
+    if entries is None:  # unusual or damaged: one by one, to name the tensor
+        entries = {name: _entry(file, name, value, data_start) for name, value in top.items()}
+        entries = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].nbytes)))
+        _check_coverage(file, entries, data_start, size)
+    return entries, metadata
 
 
 def _metadata(file: str, value: object) -> dict[str, str]:
@@ -248,21 +198,52 @@ def _check_names(file: str, names: Collection[str]) -> None:
             _refuse(file, "has a name with control characters, a climbing path, or no sensible length; the file is damaged or hostile: do not use it", name)
 
 
-def _entry(file: str, name: str, value: object, data_start: int) -> Entry:
-    # Called once a tensor, up to a million times: loops rather than generators.
-    if type(value) is not tuple:
+def _plain_entries(file: str, top: dict[str, Any], data_start: int, size: int) -> dict[str, TensorRef] | None:
+    """The tensors of a header in which all is as it should be and they stand in the order of their offsets; None of any other.
+
+    A header may hold a million tensors: they are checked together, column by column. Right types and lengths, known dtypes, dimensions in
+    their bounds, equal sizes and unbroken coverage of the file leave nothing that `_entry` and `_check_coverage` would refuse.
+    """
+    rows = list(top.values())
+    if set(map(type, rows)) != {dict} or set(map(len, rows)) != {3}:
+        return None
+    try:
+        codes, shapes, offsets = (list(map(itemgetter(key), rows)) for key in ("dtype", "shape", "data_offsets"))
+    except KeyError:
+        return None
+    if set(map(type, codes)) != {str} or set(map(type, chain(shapes, offsets))) != {list} or not _ITEM_BYTES.keys() >= set(codes):
+        return None
+    dimensions = list(chain.from_iterable(shapes))
+    if set(map(type, chain(dimensions, chain.from_iterable(offsets)))) != {int} or set(map(len, offsets)) != {2}:
+        return None
+    if max(map(len, shapes)) > MAX_DIMENSIONS or min(dimensions, default=0) < 0 or max(dimensions, default=0) > _MAX_INT64:
+        return None
+    sizes = list(map(mul, map(math.prod, shapes), map(_ITEM_BYTES.__getitem__, codes)))
+    begins, ends = (list(map(itemgetter(side), offsets)) for side in (0, 1))
+    if [0, *ends] != [*begins, size - data_start] or list(map(sub, ends, begins)) != sizes:
+        return None
+    # One object for equal shapes, and for a name that many models have. Tensors of one size are mostly of one shape: no table of shapes,
+    # whose hashes a hostile file could make collide.
+    tuples = list(map(tuple, shapes))
+    last = dict(zip(sizes, tuples, strict=True))
+    shared = [one if (one := last[nbytes]) == shape else shape for nbytes, shape in zip(sizes, tuples, strict=True)]
+    names = list(map(sys.intern, top))
+    starts = [data_start + begin for begin in begins]
+    columns = zip(repeat(file), names, map(sys.intern, codes), shared, starts, sizes, strict=False)
+    return dict(zip(names, map(_REF, columns), strict=True))
+
+
+def _entry(file: str, name: str, value: object, data_start: int) -> TensorRef:
+    """One tensor from its description, everything checked."""
+    if type(value) is not dict or value.keys() != _KEYS:
         _refuse(file, f"is not described by exactly dtype, shape and data_offsets; {_DOWNLOAD}", name)
-    code, shape, offsets = value
+    code, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     dtype = BY_CODE.get(code) if type(code) is str else None
     if dtype is None:
         kind = "packed below a byte" if type(code) is str and code in _PACKED else "which plait does not know"
         _refuse(file, f"has dtype {shown(code)}, {kind}; use a checkpoint in one of {', '.join(BY_CODE)}", name, dtype=code)
     sound = type(shape) is list and type(offsets) is list and len(offsets) == 2 and len(shape) <= MAX_DIMENSIONS
-    if sound:
-        for number in (*shape, *offsets):
-            if type(number) is not int or number < 0:
-                sound = False
-    if not sound:
+    if not sound or not all(type(number) is int and number >= 0 for number in (*shape, *offsets)):
         _refuse(file, f"has a shape or offsets that are not lists of whole numbers from 0; {_DOWNLOAD}", name)
     begin, end = offsets
     nbytes = math.prod(shape) * dtype.bits // 8
@@ -270,10 +251,10 @@ def _entry(file: str, name: str, value: object, data_start: int) -> Entry:
         _refuse(file, f"overflows: shape {shown(str(shape))} in {dtype.code} does not fit 64 bits; {_DOWNLOAD}", name)
     if end - begin != nbytes:
         _refuse(file, f"takes {end - begin} bytes but shape {shape} in {dtype.code} needs {nbytes}; {_DOWNLOAD}", name, needed=nbytes, found=end - begin)
-    return Entry(dtype.code, tuple(shape), data_start + begin, nbytes)
+    return TensorRef(file, sys.intern(name), dtype.code, tuple(shape), data_start + begin, nbytes)
 
 
-def _check_coverage(file: str, entries: dict[str, Entry], data_start: int, size: int) -> None:
+def _check_coverage(file: str, entries: dict[str, TensorRef], data_start: int, size: int) -> None:
     """Tensors follow each other without holes or overlaps and end exactly where the file ends."""
     cursor = data_start
     previous = None
@@ -292,5 +273,5 @@ def _check_coverage(file: str, entries: dict[str, Entry], data_start: int, size:
         _refuse(file, f"holds {size - cursor} bytes after its last tensor; {_DOWNLOAD}", needed=cursor, found=size)
 
 
-def _first_cut(items: Iterable[tuple[str, Entry]], size: int) -> str:
+def _first_cut(items: Iterable[tuple[str, TensorRef]], size: int) -> str:
     return next(name for name, entry in items if entry.start + entry.nbytes > size)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from plait.ops.errors import BudgetTooSmall, PlanError
-from plait.planner.blocks import COARSE, FINE, SCOPE_PIECE, SCOPE_PIECES, stage_buffers
+from plait.planner.blocks import COARSE, FINE, PAGE, SCOPE_PIECE, SCOPE_PIECES, SPARSE_LIMIT, stage_buffers
 from plait.planner.cost import (
-    SPARSE_LIMIT,
-    WORKSPACE,
     component_bytes,
     input_bytes,
     kernel_count,
@@ -19,11 +18,14 @@ from plait.planner.cost import (
     output_bytes,
     recounts,
     stage_read_bytes,
-    tensor_bytes,
 )
-from plait.planner.expressions import OutputSpec, compile_specs, used_inputs
+from plait.planner.device_cost import device_whole_bytes, device_worker_bytes, spread
+from plait.planner.expressions import OutputSpec, compile_specs
 from plait.planner.plan import Component, Plan, Prediction, Scope
 from plait.planner.program import Program
+from plait.planner.rates import DEFAULT_RATES, Rates
+from plait.planner.residency import KEPT, residency, slab_bytes
+from plait.planner.timing import Setting, Timing, predict_seconds
 from plait.planner.types import FileIdentity, Layout
 
 MIB = 1 << 20
@@ -48,15 +50,23 @@ class Resources:
         memory_bytes: the budget for private memory.
         workers: most worker threads.
         backend: `numba` or `torch`.
-        device: `cpu` or `cuda`.
-        gpu_memory_bytes: the budget on the GPU, when `device` is `cuda`.
+        device: where whole-tensor ops run, `cpu` or `cuda`.
+        gpu_memory_bytes: the budget on each GPU, where there are any and they are to be used.
+        rates: how fast the machine is.
+        free_memory_bytes: memory that is free, for the page cache beside what the plan needs; None where that is not known.
+        residency: whether inputs stay in memory between passes: `auto`, `keep` or `reread`.
+        maps: where streamed work runs, `cpu` or `cuda`.
     """
 
     memory_bytes: int
     workers: int
     backend: str = "numba"
     device: str = "cpu"
-    gpu_memory_bytes: int = 0
+    gpu_memory_bytes: tuple[int, ...] = ()
+    rates: Rates = DEFAULT_RATES
+    free_memory_bytes: int | None = None
+    residency: str = "auto"
+    maps: str = "cpu"
 
 
 def make_plan(title: str, specs: Sequence[OutputSpec], layout: Layout, files: Sequence[FileIdentity], resources: Resources, notes: Sequence[str] = ()) -> Plan:
@@ -68,13 +78,21 @@ def make_plan(title: str, specs: Sequence[OutputSpec], layout: Layout, files: Se
     """
     programs, numbers = compile_specs(specs)
     components = [Component(s.name, n, s.leaves, False, s.role, s.layer, s.origin) for s, n in zip(specs, numbers, strict=True)]
-    components.sort(key=lambda c: _first_read(programs[c.program], c, files_order(files)))
+    order = files_order(files)
+    read = [_slots_read(p) for p in programs]
+    components.sort(key=lambda c: min([(order.get(c.inputs[s].file, 0), c.inputs[s].start) for s in read[c.program]]))
     scopes, sweeps = _scopes(programs, components)
-    memory = _fit(programs, components, resources)
-    keeps = [_keeps_inputs(p, memory.keep_limit) for p in programs]
-    components = [replace(c, keep_inputs=True) if keeps[c.program] else c for c in components]
-    prediction = _predict(programs, keeps, components, memory)
+    resources = _seated(programs, components, resources)
     on_gpu, gpu_notes = _gpu_programs(programs, resources)
+    memory = _fit(programs, components, resources, on_gpu)
+    counts = Counter(c.program for c in components)
+    setting = _setting(programs, scopes, layout, memory, resources, on_gpu)
+    stays = residency(programs, counts, resources.residency, memory.keep_limit, setting)
+    keeps = [word == KEPT for word in stays]
+    components = [Component(c.name, c.program, c.inputs, True, c.role, c.layer, c.origin) if keeps[c.program] else c for c in components]
+    slab = max((slab_bytes(programs[n]) for n in counts if keeps[n]), default=0)
+    timing = predict_seconds(programs, counts, keeps, replace(setting, slab_bytes=slab))
+    prediction = _predict(programs, keeps, components, memory, timing)
     return Plan(
         title,
         tuple(programs),
@@ -90,7 +108,35 @@ def make_plan(title: str, specs: Sequence[OutputSpec], layout: Layout, files: Se
         prediction,
         (*notes, *gpu_notes),
         on_gpu,
+        timing,
+        stays,
+        resources.maps,
+        resources.gpu_memory_bytes if on_gpu or resources.maps == "cuda" else (),
+        device_worker_bytes(programs) if resources.maps == "cuda" else 0,
+        memory.lean,
     )
+
+
+def _seated(programs: Sequence[Program], components: Sequence[Component], resources: Resources) -> Resources:
+    """The resources with no more workers than have a place on a GPU, where maps run there.
+
+    Raises:
+        BudgetTooSmall: no GPU has room for the blocks of one worker.
+    """
+    if resources.maps != "cuda":
+        return resources
+    needs = [device_worker_bytes([p]) for p in programs]
+    needed = max(needs, default=0)
+    _, seats = spread(resources.gpu_memory_bytes, needed, resources.workers)
+    if not seats:
+        name, budget = next(c.name for c in components if needs[c.program] == needed), max(resources.gpu_memory_bytes)
+        raise BudgetTooSmall(
+            f"{size(budget)} on the GPU are too little for maps there: blocks of {name} need {size(needed)}; give --gpu-memory {size_up(needed)} or --maps cpu",
+            task=name,
+            needed=needed,
+            budget=budget,
+        )
+    return replace(resources, workers=seats)
 
 
 def _gpu_programs(programs: Sequence[Program], resources: Resources) -> tuple[tuple[int, ...], list[str]]:
@@ -98,17 +144,28 @@ def _gpu_programs(programs: Sequence[Program], resources: Resources) -> tuple[tu
     if resources.device != "cuda":
         return (), []
     wholes = {n: [p.nodes[w] for s in p.stages for w in s.wholes if p.nodes[w].op != "hold"] for n, p in enumerate(programs)}
-    needs = {n: max(2 * tensor_bytes(w) + WORKSPACE[w.op](w) for w in ws) for n, ws in wholes.items() if ws}
-    fits = tuple(n for n, need in needs.items() if need <= resources.gpu_memory_bytes)
+    needs = {n: max(map(device_whole_bytes, ws)) for n, ws in wholes.items() if ws}
+    taken = device_worker_bytes(programs) if resources.maps == "cuda" else 0
+    room = max(spread(resources.gpu_memory_bytes, taken, resources.workers)[0], default=0)
+    fits = tuple(n for n, need in needs.items() if need <= room)
     large = [n for n in needs if n not in fits]
     notes = []
     if large:
         worst = max(large, key=lambda n: needs[n])
         notes.append(
             f"{len(large)} kinds of matrix run on the CPU: {list(programs[worst].shape)} needs {size(needs[worst])} on the GPU "
-            f"and --gpu-memory allows {size(resources.gpu_memory_bytes)}"
+            f"and --gpu-memory allows {size(room)}" + (" beside the blocks of the workers" if taken else "")
         )
     return fits, notes
+
+
+def _setting(programs: Sequence[Program], scopes: Sequence[Scope], layout: Layout, memory: _Memory, resources: Resources, on_gpu: tuple[int, ...]) -> Setting:
+    """What the predicted time depends on besides the programs."""
+    after = {scope.key: scope.sweep for scope in scopes}
+    sweeps = tuple(tuple(stage_sweeps(p, after)) for p in programs) if scopes else ()
+    free = resources.free_memory_bytes
+    cache = None if free is None else max(0, free - memory.runtime - memory.workers * memory.per_worker)
+    return Setting(memory.workers, resources.rates, resources.backend, cache, files=len(layout.shards), on_gpu=on_gpu, sweeps=sweeps, maps=resources.maps)
 
 
 def files_order(files: Sequence[FileIdentity]) -> dict[str, int]:
@@ -116,9 +173,11 @@ def files_order(files: Sequence[FileIdentity]) -> dict[str, int]:
     return {f.path: i for i, f in enumerate(files)}
 
 
-def _first_read(program: Program, component: Component, order: dict[str, int]) -> tuple[int, int]:
-    used = used_inputs(program, component.inputs) or component.inputs
-    return min((order.get(ref.file, 0), ref.start) for ref in used)
+def _slots_read(program: Program) -> tuple[int, ...]:
+    """The inputs that a program reads; all of them where it reads none, so that it has a place in the order."""
+    if program.copy is not None:
+        return (program.copy,)
+    return tuple(s for s, slot in enumerate(program.slots) if slot >= 0) or tuple(range(len(program.slots)))
 
 
 # -- model-wide statistics -----------------------------------------------------------------------
@@ -185,17 +244,20 @@ class _Memory:
     keep_limit: int
     minimum: int
     peak_task: str
+    states: tuple[int, ...]
+    lean: tuple[int, ...]
 
 
-def worker_bytes(program: Program) -> int:
-    """Buffers that one worker needs for any stage of a program."""
-    return max((stage_buffers(program, stage).total for stage in program.stages), default=0)
+def worker_bytes(programs: Sequence[Program]) -> int:
+    """Buffers that one worker needs for any stage of any program: an arena that stages divide, and two output blocks."""
+    sizes = [stage_buffers(program, stage) for program in programs for stage in program.stages]
+    return PAGE + max((s.arena for s in sizes), default=0) + 2 * max((s.output for s in sizes), default=0)
 
 
-def _fit(programs: Sequence[Program], components: Sequence[Component], resources: Resources) -> _Memory:
-    arenas = [worker_bytes(p) for p in programs]
-    states = [component_bytes(p) for p in programs]
-    arena, state = max(arenas, default=0), max(states, default=0)
+def _fit(programs: Sequence[Program], components: Sequence[Component], resources: Resources, on_gpu: tuple[int, ...]) -> _Memory:
+    arenas = [worker_bytes([p]) for p in programs]
+    states = [component_bytes(p, workspace=n not in on_gpu) for n, p in enumerate(programs)]
+    arena, state = worker_bytes(programs), max(states, default=0)
     runtime = runtime_bytes(programs, resources.backend) + _PER_COMPONENT * len(components) + _scope_bytes(programs, components)
     minimum = runtime + arena + state
     heaviest = max(range(len(programs)), key=lambda i: arenas[i] + states[i], default=0)
@@ -208,10 +270,14 @@ def _fit(programs: Sequence[Program], components: Sequence[Component], resources
             needed=minimum,
             budget=resources.memory_bytes,
         )
+    retried = [component_bytes(p) for p in programs]  # room to do again here what a GPU has no memory for, where there is some
+    if lean := on_gpu if runtime + arena + max(retried, default=0) > resources.memory_bytes else ():
+        retried = states
+    states, state = retried, max(retried, default=0)
     workers = max(1, min(resources.workers, (resources.memory_bytes - runtime - state) // max(arena, 1)))
     limit = resources.memory_bytes - runtime - workers * arena
     keep_limit = min(int(limit * _KEEP_SHARE), limit - state) // workers  # the heaviest component must still fit beside every slab
-    return _Memory(workers, runtime, arena, limit, keep_limit, minimum, name)
+    return _Memory(workers, runtime, arena, limit, keep_limit, minimum, name, tuple(states), lean)
 
 
 def _scope_bytes(programs: Sequence[Program], components: Sequence[Component]) -> int:
@@ -233,19 +299,6 @@ def _too_small(program: Program, name: str, arena: int, state: int, runtime: int
         f"a budget of {size(budget)} is too small: {name} {list(program.shape)} needs {size(minimum)} "
         f"({what}{size(arena)} of buffers for one worker, {size(runtime)} for the program itself); give --memory {size_up(minimum)} or more"
     )
-
-
-def _keeps_inputs(program: Program, limit: int) -> bool:
-    """Whether a program's inputs stay in memory between its passes: where there are several, and a slab holds them."""
-    reads = sum(1 + recounts(program, stage) for stage in program.stages if stage.loads)
-    if any(stage.scopes for stage in program.stages):  # memory is not held from one sweep to the next
-        return False
-    return reads > 1 and slab_bytes(program) <= limit
-
-
-def slab_bytes(program: Program) -> int:
-    """Bytes of memory that all inputs of a component take when they stay between its passes."""
-    return input_bytes(program) + 4096 * len(program.slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,10 +324,10 @@ def _moved(p: Program, keep_inputs: bool) -> _Moved:
     return _Moved(sum(reads) + sum(sample for sample, _ in looks), extra, written, 0, sum(1 for s in p.stages if s.loads))
 
 
-def _predict(programs: Sequence[Program], keeps: Sequence[bool], components: Sequence[Component], memory: _Memory) -> Prediction:
+def _predict(programs: Sequence[Program], keeps: Sequence[bool], components: Sequence[Component], memory: _Memory, timing: Timing) -> Prediction:
     used = Counter(c.program for c in components)
     slab = max((slab_bytes(programs[n]) for n in used if keeps[n]), default=0)
-    held = [component_bytes(p) for p in programs]
+    held = memory.states
     peak_state, peak_at = _widest_window([held[c.program] for c in components], memory.workers, memory.state_limit - memory.workers * slab)
     moved = {n: _moved(programs[n], keeps[n]) for n in used}
     extra = sum(moved[n].extra * count for n, count in used.items())
@@ -293,6 +346,7 @@ def _predict(programs: Sequence[Program], keeps: Sequence[bool], components: Seq
         bytes_copied=sum(moved[n].copied * count for n, count in used.items()),
         passes=max((m.passes for m in moved.values()), default=0),
         minimum_bytes=memory.minimum,
+        seconds=timing.seconds,
     )
 
 
@@ -304,13 +358,13 @@ def _widest_window(states: Sequence[int], workers: int, limit: int) -> tuple[int
     """
     best, at = 0, 0
     reach = WINDOW * workers
-    for first in range(len(states)):
-        if states[first] == 0:
-            continue
-        near = sorted(range(first, min(first + reach, len(states))), key=lambda j: -states[j])[:workers]
-        held = sum(states[j] for j in near)
+    near = sorted(states[:reach])  # of the window that begins at `first`, kept sorted while it slides
+    for first, leaving in enumerate(states):
+        held = sum(near[-workers:])
         if held > best:
-            best, at = held, near[0]
+            best, at = held, states.index(near[-1], first)
+        del near[bisect_left(near, leaving)]
+        insort(near, states[first + reach] if first + reach < len(states) else 0)
     return min(best, max(limit, max(states, default=0))), at
 
 

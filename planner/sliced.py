@@ -133,7 +133,7 @@ def _add_layers(recipe: Recipe, groups: Sequence[Group], starts: Sequence[tuple[
             t = offset / (length - 1) if length > 1 else 1.0
             for rest in rests:
                 names = tuple([view.name(number, rest) for view, number in zip(views, numbers, strict=True)])
-                builder.add(views[group.reference].name(out, rest), group, names, t, out)
+                builder.add(views[group.reference].name(out, rest), group, names, t, out, rest)
             reference = group.inputs[group.reference]
             for model, view, number in zip(group.inputs, views, numbers, strict=True):
                 extra = [view.name(number, rest) for rest in view.layers[number] if rest not in rests] if model is not reference else []
@@ -144,7 +144,7 @@ def _add_layers(recipe: Recipe, groups: Sequence[Group], starts: Sequence[tuple[
 
 def _add_outside(name: str, groups: Sequence[Group], builder: JobBuilder) -> None:
     group = groups[0] if reads_input(name) else groups[-1]
-    builder.add(name, group, (name,) * len(group.inputs), 0.0, None)
+    builder.add(name, group, (name,) * len(group.inputs), 0.0, None, name)
 
 
 def _outside_left(groups: Sequence[Group], donor: Checkpoint, known: dict[str, Layered], builder: JobBuilder) -> None:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from plait.ops.dtypes import BY_CODE, BY_NAME, promote
 from plait.ops.method import Method
 from plait.planner.findings import Findings
-from plait.planner.layers import holds_vocabulary, role, split
+from plait.planner.layers import holds_vocabulary, rest_role, role, split
 from plait.planner.parameters import MissingValue, Params, Resolver
 from plait.planner.recipe_types import Recipe
 from plait.planner.types import Checkpoint, Job, Mark, StepCall, TensorRef
 
 #: Integer codes in which quantised weights are packed.
 _PACKED = frozenset(("I8", "U8", "I32"))
+_INTEGERS = frozenset(code for code, dtype in BY_CODE.items() if dtype.kind == "i")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class JobBuilder:
         self._fitting: dict[tuple[tuple[str, ...], bool], tuple[str, str | None]] = {}
         self._heads: dict[str, TensorRef | None] = {}
 
-    def add(self, output: str, group: Group, names: Sequence[str], t: float, layer: int | None) -> None:
+    def add(self, output: str, group: Group, names: Sequence[str], t: float, layer: int | None, rest: str) -> None:
         """One output tensor.
 
         Args:
@@ -66,11 +67,14 @@ class JobBuilder:
             names: what each of `group.inputs` calls it.
             t: place in the layers, for gradients.
             layer: output layer number.
+            rest: what follows the layer's number in the name; all of it outside the layers.
         """
         models = group.inputs
-        found = [model.tensors.get(name) or self._tied(model, name) for model, name in zip(models, names, strict=True)]
+        found = [model.tensors.get(name) for model, name in zip(models, names, strict=True)]
+        if None in found:
+            found = [ref or self._tied(model, name) for ref, model, name in zip(found, models, names, strict=True)]
         kept = found[group.reference]
-        if kept is not None and BY_CODE[kept.dtype].kind == "i":
+        if kept is not None and kept.dtype in _INTEGERS:
             self._copy(output, group, names, t, found, layer)
             return
         refs = [ref for ref in found if ref is not None]
@@ -80,25 +84,26 @@ class JobBuilder:
         params = self._params(output, group, names, t)
         if params is None or not self._fit(output, group, refs):
             return
-        dtypes = self._dtypes(output, models, refs, self._is_plain(params))
+        plain = self._is_plain(params)
+        dtypes = self._fitting.get((tuple([ref.dtype for ref in refs]), plain)) or self._dtypes(output, models, refs, plain)
         if dtypes is None:
             return
         count = len(group.experts)
         self.jobs.append(
             Job(
-                output=output,
-                shape=refs[0].shape,
-                dtype=dtypes[0],
-                method=self._method.name,
-                params=params,
-                base=refs[count] if group.base is not None else None,
-                experts=tuple(refs[:count]),
-                labels=group.labels,
-                load_dtype=dtypes[1],
-                steps=self._step_calls(output, t) if self._steps else (),
-                role=role(output),
-                layer=layer,
-                mark=group.mark,
+                output,
+                refs[0].shape,
+                dtypes[0],
+                self._method.name,
+                params,
+                refs[count] if group.base is not None else None,
+                tuple(refs[:count]),
+                group.labels,
+                dtypes[1],
+                self._step_calls(output, t) if self._steps else (),
+                rest_role(rest, layer is not None),
+                layer,
+                group.mark,
             )
         )
 
@@ -144,9 +149,6 @@ class JobBuilder:
     def _dtypes(self, output: str, models: Sequence[Checkpoint], refs: Sequence[TensorRef], plain: bool) -> tuple[str, str | None] | None:
         """Storage dtype of the output and dtype that inputs are rounded to on load; None where there is a problem."""
         codes = tuple([ref.dtype for ref in refs])
-        known = self._fitting.get((codes, plain))
-        if known is not None:
-            return known
         stored = self._store or self._load or (codes[0] if len(set(codes)) == 1 else "")
         ok = True
         for model, ref in zip(models, refs, strict=True):
@@ -221,6 +223,8 @@ class JobBuilder:
     def _fit(self, output: str, group: Group, refs: Sequence[TensorRef]) -> bool:
         ok = True
         reference, home = refs[group.reference], group.inputs[group.reference]
+        if [ref.shape for ref in refs].count(reference.shape) == len(refs):  # nearly always; asked for every tensor
+            return True
         for model, ref in zip(group.inputs, refs, strict=True):
             if ref.shape == reference.shape:
                 continue

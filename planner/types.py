@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,8 @@ class FileIdentity:
     header: str
 
 
-@dataclass(frozen=True, slots=True)
-class TensorRef:
-    """One stored tensor: where its bytes are.
+class TensorRef(NamedTuple):
+    """One stored tensor: where its bytes are. A plain tuple: a plan holds hundreds of thousands.
 
     Attributes:
         file: absolute path of the safetensors file.
@@ -83,8 +82,7 @@ class StepCall:
     params: tuple[tuple[str, Any], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """One output tensor of a recipe, everything resolved.
 
     Attributes:
@@ -127,8 +125,7 @@ class SideFile:
     source: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where an output tensor lies: shard number and absolute byte offset in that shard's file."""
 
     shard: int

@@ -178,7 +178,7 @@ def test_one_sentence_and_status_2(name: str, models: list[Path], tmp_path: Path
     """`plait merge` says what is wrong, where, and what to do, and leaves nothing."""
     mistake = MISTAKES[name]
     if name == "no GPU":
-        monkeypatch.setattr("plait.api.gpu_memory", lambda: 0)
+        monkeypatch.setattr("plait.api.gpu_memory", lambda: ())
     path = recipe_of(mistake, models, tmp_path)
     out = tmp_path / "out"
     result = plait(["merge", str(path), str(out), *mistake.arguments])

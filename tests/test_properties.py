@@ -112,18 +112,16 @@ def test_bits_do_not_depend_on_how_it_runs(name: str):
         workers=st.integers(1, 4),
         shard_size=st.sampled_from([1, 300, "5GB"]),
         shards=st.integers(1, 3),
-        keep=st.sampled_from([0.0, 0.25]),
+        residency=st.sampled_from(["keep", "reread"]),
     )
-    def check(family: Family, extra: int, workers: int, shard_size: Any, shards: int, keep: float) -> None:
+    def check(family: Family, extra: int, workers: int, shard_size: Any, shards: int, residency: str) -> None:
         with on_disk(family, min(shards, len(family.names))) as (folder, base, experts):
             model = make(base, experts)
             wanted = run(model, folder / "reference")
             for backend in ("numba", "torch"):
                 least = plait.plan_model(model, plait.Options(memory="1GiB", backend=backend)).prediction.minimum_bytes
-                with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(plait.planner.schedule, "_KEEP_SHARE", keep)
-                    got = run(model, folder / backend, memory=least + extra, workers=workers, shard_size=shard_size, backend=backend)
-                assert got == wanted, backend
+                how = {"memory": least + extra, "workers": workers, "shard_size": shard_size, "backend": backend, "residency": residency}
+                assert run(model, folder / backend, **how) == wanted, backend
                 with pytest.raises(plait.BudgetTooSmall):
                     plait.plan_model(model, plait.Options(memory=least - 1, backend=backend))
 
@@ -480,18 +478,17 @@ def test_della_without_epsilon_is_dare(della: str, dare: str):
 # -- figures ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.25])
+@pytest.mark.parametrize("residency", ["keep", "reread"])
 @pytest.mark.parametrize("name", RUNS)
-def test_bytes_are_as_predicted(name: str, keep: float):
+def test_bytes_are_as_predicted(name: str, residency: str):
     """Written exactly; read at least as predicted, and at most by the extra that order statistics may need."""
     codes, make = RUNS[name]
 
     @examples(4)
     @given(family=families(codes), workers=st.integers(1, 3))
     def check(family: Family, workers: int) -> None:
-        with pytest.MonkeyPatch.context() as patch, on_disk(family) as (folder, base, experts):
-            patch.setattr(plait.planner.schedule, "_KEEP_SHARE", keep)
-            model, options = make(base, experts), plait.Options(memory="1GiB", workers=workers)
+        with on_disk(family) as (folder, base, experts):
+            model, options = make(base, experts), plait.Options(memory="1GiB", workers=workers, residency=residency)
             plan = plait.plan_model(model, options)
             report = plait.write(model, folder / "out", options)
         predicted = plan.prediction

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import int64, njit, uint32, uint64
+from numba import int32, int64, njit, uint32, uint64
 
 from plait.ops.kernels.jit_bits import f32_to_bits
 
@@ -20,13 +20,14 @@ _LANES = 64
 
 
 @njit(nogil=True, boundscheck=False, error_model="numpy")
-def count_digits(x: Any, n: Any, bucket: Any, coarse: Any, fine: Any, lanes: Any) -> Any:
+def count_digits(x: Any, n: Any, bucket: Any, heavy: Any, coarse: Any, fine: Any, lanes: Any) -> Any:
     """Count `x[:n]` for an order statistic, in one of two ways.
 
     Args:
         x: float32 values.
         n: how many of them, int64.
         bucket: int64; -1 counts the coarse digits, 0 or more looks into that bucket, below -1 counts nothing.
+        heavy: int64; a fine digit that most elements of the bucket are thought to have, or -1. It decides the speed, not the counts.
         coarse: int64 `[32768]`, added to when `bucket` is -1.
         fine: int32 `[65536]`, the fine digits of the bucket's elements, added to.
         lanes: uint32 scratch of 64 elements.
@@ -40,20 +41,84 @@ def count_digits(x: Any, n: Any, bucket: Any, coarse: Any, fine: Any, lanes: Any
         for i in range(uint64(n)):
             coarse[(f32_to_bits(x[i]) & _MAGNITUDE) >> _COARSE_SHIFT] += 1
         return int64(0)
-    low = uint32(bucket) << uint32(16)
-    above = int64(0)
+    low = uint32(bucket) << _COARSE_SHIFT
     whole = uint64(n) // uint64(_SCAN) * uint64(_SCAN)
-    for first in range(uint64(0), whole, uint64(_SCAN)):
-        above += _count_above(x, first, first + uint64(_SCAN), low | _FINE_MASK)
-        _mark_lanes(x, first, low, lanes)
-        for lane in range(uint64(_LANES)):
-            if lanes[lane] != uint32(0):
-                for i in range(first + lane, first + uint64(_SCAN), uint64(_LANES)):
-                    _count_fine(x, i, low, fine)
+    if heavy >= 0:
+        above = _count_beside(x, whole, low, uint32(heavy), fine, lanes)
+    else:
+        above = int64(0)
+        for first in range(uint64(0), whole, uint64(_SCAN)):
+            above += _count_above(x, first, first + uint64(_SCAN), low | _FINE_MASK)
+            _mark_lanes(x, first, low, lanes)
+            for lane in range(uint64(_LANES)):
+                if lanes[lane] != uint32(0):
+                    for i in range(first + lane, first + uint64(_SCAN), uint64(_LANES)):
+                        _count_fine(x, i, low, fine)
     above += _count_above(x, whole, uint64(n), low | _FINE_MASK)
     for i in range(whole, uint64(n)):
         _count_fine(x, i, low, fine)
     return above
+
+
+@njit(nogil=True, boundscheck=False, error_model="numpy")
+def _count_beside(x: Any, n: Any, low: Any, heavy: Any, fine: Any, lanes: Any) -> Any:
+    """Count a bucket where one value is most of it: comparisons count that one, and only what lies beside it is scattered."""
+    # keys are below 2^31: as signed numbers they compare in one instruction
+    bottom, top, value = int32(low), int32(low | _FINE_MASK), int32(low | heavy)
+    above = int64(0)
+    for first in range(uint64(0), n, uint64(_SCAN)):
+        higher, inside, equal = int32(0), int32(0), int32(0)
+        for i in range(first, first + uint64(_SCAN)):
+            key = int32(f32_to_bits(x[i]) & _MAGNITUDE)
+            higher += int32(key > top)
+            inside += int32(key >= bottom)
+            equal += int32(key == value)
+        inside -= higher
+        above += int64(higher)
+        fine[heavy] += equal
+        if inside != equal:
+            for lane in range(uint64(_LANES)):
+                lanes[lane] = uint32(0)
+            for row in range(first, first + uint64(_SCAN), uint64(_LANES)):
+                for lane in range(uint64(_LANES)):
+                    key = int32(f32_to_bits(x[row + lane]) & _MAGNITUDE)
+                    lanes[lane] |= uint32((key - bottom) ^ int32(heavy)) if (key >= bottom) & (key <= top) else uint32(0)
+            for lane in range(uint64(_LANES)):
+                if lanes[lane] != uint32(0):
+                    for i in range(first + lane, first + uint64(_SCAN), uint64(_LANES)):
+                        digit = (f32_to_bits(x[i]) & _MAGNITUDE) - low
+                        if digit <= _FINE_MASK and digit != heavy:
+                            fine[digit] += 1
+    return above
+
+
+@njit(nogil=True, boundscheck=False, error_model="numpy")
+def harvest(fine: Any, places: Any, times: Any, most: Any) -> Any:
+    """Gather the fine digits that occur.
+
+    Args:
+        fine: int32 `[65536]` counts.
+        places: uint32 `[most]`, the digits found, ascending.
+        times: int64 `[most]`, how often each occurs.
+        most: int64.
+
+    Returns:
+        How many occur (int64); one more than `most` stands for any larger number.
+    """
+    found = int64(0)
+    for first in range(uint64(0), uint64(_FINE_MASK) + uint64(1), uint64(_LANES)):
+        some = int32(0)
+        for i in range(first, first + uint64(_LANES)):
+            some |= fine[i]
+        if some != 0:
+            for i in range(first, first + uint64(_LANES)):
+                if fine[i] != 0:
+                    if found == most:
+                        return found + 1
+                    places[found] = uint32(i)
+                    times[found] = int64(fine[i])
+                    found += 1
+    return found
 
 
 @njit(inline="always")
@@ -79,37 +144,3 @@ def _count_fine(x: Any, i: Any, low: Any, fine: Any) -> None:
     digit = (f32_to_bits(x[i]) & _MAGNITUDE) - low
     if digit <= _FINE_MASK:
         fine[digit] += 1
-
-
-@njit(nogil=True, boundscheck=False, error_model="numpy")
-def count_equal(x: Any, n: Any, key: Any) -> Any:
-    """How many of `x[:n]` (float32) have the magnitude whose key is `key` (uint32); int64."""
-    return _count_equal(x, uint64(0), uint64(n), uint32(key))
-
-
-@njit(inline="always")
-def _count_equal(x: Any, first: Any, last: Any, key: Any) -> Any:
-    found = uint64(0)
-    for i in range(first, last):
-        found += uint64(uint32(f32_to_bits(x[i]) & _MAGNITUDE) == key)
-    return int64(found)
-
-
-@njit(nogil=True, boundscheck=False, error_model="numpy")
-def nth_equal_index(x: Any, n: Any, key: Any, nth: Any) -> Any:
-    """Index in `x[:n]` of the `nth` element (from 1) whose key is `key`, int64; -1 where there are fewer."""
-    wanted = uint32(key)
-    if nth < 1:
-        return int64(-1)
-    seen = int64(0)
-    for first in range(0, n, _SCAN):
-        last = min(n, first + _SCAN)
-        here = _count_equal(x, uint64(first), uint64(last), wanted)
-        if seen + here < nth:
-            seen += here
-            continue
-        for i in range(first, last):
-            seen += int64(uint32(f32_to_bits(x[i]) & _MAGNITUDE) == wanted)
-            if seen == nth:
-                return int64(i)
-    return int64(-1)

@@ -44,7 +44,7 @@ def lane_sum(x: torch.Tensor) -> torch.Tensor:
     """Sum of float64 `[..., n]` along the last axis by the fixed tree; give it one block at a time.
 
     Args:
-        x: float64 tensor on the CPU. For a dot product or a sum of magnitudes, pass the products or
+        x: float64 tensor on any device. For a dot product or a sum of magnitudes, pass the products or
             magnitudes, formed in float64.
 
     Returns:
@@ -52,13 +52,23 @@ def lane_sum(x: torch.Tensor) -> torch.Tensor:
     """
     import torch
 
-    if x.dtype != torch.float64 or x.device.type != "cpu":
-        raise ValueError(f"lane_sum takes float64 on the CPU, not {x.dtype} on {x.device}")
-    padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % LANES))
-    lanes = torch.zeros((*x.shape[:-1], LANES), dtype=torch.float64)
-    if padded.shape[-1]:
-        # cumsum on the CPU adds one element after the other; sum would add in an order of its own
-        lanes += padded.reshape(*x.shape[:-1], -1, LANES).cumsum(-2)[..., -1, :]
-    fours = lanes[..., :4] + lanes[..., 4:]
-    twos = fours[..., :2] + fours[..., 2:]
-    return twos[..., 0] + twos[..., 1]
+    return combine_lanes(add_to_lanes(torch.zeros((*x.shape[:-1], LANES), dtype=torch.float64, device=x.device), x))
+
+
+def add_to_lanes(lanes: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Lanes `[..., 8]` after the elements of `[..., n]` were added to them; all but the last part of a block are a multiple of 8 long."""
+    import torch
+
+    if x.dtype != torch.float64:
+        raise ValueError(f"sums take float64, not {x.dtype}")
+    padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % LANES)) if x.shape[-1] % LANES else x
+    rows = torch.cat([lanes.unsqueeze(-2), padded.reshape(*x.shape[:-1], -1, LANES)], dim=-2)
+    # cumsum adds one element after the other, on the CPU and along an outer axis on CUDA too; sum would add in an order of its own
+    return rows.cumsum(-2).select(-2, -1).clone()
+
+
+def combine_lanes(lanes: torch.Tensor) -> torch.Tensor:
+    """`combine` for torch."""
+    fours = lanes.narrow(-1, 0, 4) + lanes.narrow(-1, 4, 4)
+    twos = fours.narrow(-1, 0, 2) + fours.narrow(-1, 2, 2)
+    return twos.select(-1, 0) + twos.select(-1, 1)

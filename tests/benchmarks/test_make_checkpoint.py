@@ -48,6 +48,17 @@ def test_experts_are_the_base_plus_noise(tmp_path: Path):
     assert np.array_equal(again[name].value, one[name].value)
 
 
+def test_a_mixture_has_unfused_experts_and_a_router():
+    """`moe-100k` has 100,298 tensors: in each of 65 layers 3 matrices for each of 512 experts, a router, 4 matrices of attention and 2 norms."""
+    preset = make_checkpoint.PRESETS["moe-100k"]
+    tensors = preset.tensors()
+    assert len(tensors) == 65 * (3 * 512 + 7) + 3 == 100_298
+    assert tensors["model.layers.64.mlp.experts.511.down_proj.weight"] == (2048, 512)
+    assert tensors["model.layers.0.mlp.gate.weight"] == (512, 2048)
+    assert "model.layers.0.mlp.up_proj.weight" not in tensors
+    assert preset.config("BF16")["num_experts"] == 512
+
+
 def test_sparse_files_have_the_size_but_not_the_data(tmp_path: Path):
     """The whole 70B model in 5 GB shards takes next to no disk."""
     folder = make_checkpoint.make_set(tmp_path, make_checkpoint.PRESETS["70b"], 0, sparse=True)[0]

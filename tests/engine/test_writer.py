@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from plait.engine import writer
+from plait.engine import shardfile
 from plait.engine.writer import OutputFolder
 from plait.ops.errors import CheckpointError, OutputError
 from plait.planner.checkpoint import open_checkpoint
@@ -212,7 +212,7 @@ TMPFS = """
 import os, sys
 from pathlib import Path
 import numpy as np
-from plait.engine import writer
+from plait.engine import shardfile, writer
 from plait.ops.errors import OutputError
 from plait.planner.layout import make_layout
 
@@ -246,7 +246,7 @@ class Roomy:
     f_bavail, f_frsize, f_blocks = 10**12, 1, 1
 os.statvfs = lambda path: Roomy
 attempt("unseen", big)
-writer._reserve = os.ftruncate
+shardfile._reserve = os.ftruncate
 attempt("late", small, hog)
 os.unlink(home / "hog")
 attempt("fits", small)
@@ -270,10 +270,10 @@ def test_full_disk(tmp_path: Path) -> None:
         pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert "the output needs 2.0 MB (2000" in lines[0]
+    assert "the output needs 2.0 MB (2004" in lines[0]
     assert lines[0].startswith("big refused:")
     assert lines[1].startswith("unseen refused:")
-    assert "cannot reserve 2000" in lines[1]
+    assert "cannot reserve 2004" in lines[1]
     assert "No space left on device" in lines[1]
     assert lines[2] == "late began"
     assert "cannot write to model.safetensors (No space left on device); free some space and run again" in lines[3]
@@ -300,7 +300,7 @@ def test_read_only_destination(tmp_path: Path) -> None:
 def test_filesystem_that_cannot_reserve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where blocks cannot be reserved the size is set, and the output is the same."""
     layout, data = some_layout()
-    monkeypatch.setattr(writer.ctypes, "CDLL", lambda *a, **k: object())
+    monkeypatch.setattr(shardfile.ctypes, "CDLL", lambda *a, **k: object())
     with OutputFolder(tmp_path / "out", layout) as out:
         fill(out, layout, data)
         out.publish([SideFile("config.json", content=b"{}")])

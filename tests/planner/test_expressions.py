@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -87,7 +86,7 @@ def test_a_stored_tensor_used_twice_is_one_input():
 
 def test_copies_and_unread_inputs():
     """`copy` takes its one tensor's bytes, integers too; an expert of weight 0 is not among what is read."""
-    integer = replace(job("steps"), method="copy", params=(), base=None, experts=(ref("a", "steps", dtype="I64"),), labels=("a",), dtype="I64")
+    integer = job("steps")._replace(method="copy", params=(), base=None, experts=(ref("a", "steps", dtype="I64"),), labels=("a",), dtype="I64")
     weightless = job("w", params=(("weight", (1.0, 0.0)), ("density", (0.5, 0.5)), ("lam", 1.0)))
     specs = job_specs([integer, weightless])
     programs, numbers = compile_specs(specs)
@@ -108,8 +107,8 @@ def test_inputs_are_rounded_on_load_where_the_recipe_says_so():
 def test_a_leaf_is_its_bytes():
     """File, name and byte range are the identity of a stored tensor."""
     a = ref("a", "w")
-    assert leaf_of(a) is leaf_of(replace(a))
-    for other in (replace(a, start=164), replace(a, file="/b/model.safetensors"), replace(a, name="v"), replace(a, dtype="F16")):
+    assert leaf_of(a) is leaf_of(a._replace())
+    for other in (a._replace(start=164), a._replace(file="/b/model.safetensors"), a._replace(name="v"), a._replace(dtype="F16")):
         assert leaf_of(other) is not leaf_of(a)
 
 

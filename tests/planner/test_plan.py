@@ -20,8 +20,22 @@ from support import tiny
 
 REPO = Path(__file__).parents[2]
 #: What scripts may rely on at the top level of `plait plan --format json`.
-TOP_LEVEL = {"version", "title", "fingerprint", "predicted_peak_bytes", "minimum_budget_bytes", "budget_bytes", "bytes_read", "bytes_written", "passes"}
+TOP_LEVEL = {
+    "version",
+    "title",
+    "fingerprint",
+    "predicted_peak_bytes",
+    "minimum_budget_bytes",
+    "budget_bytes",
+    "bytes_read",
+    "bytes_written",
+    "passes",
+    "predicted_seconds",
+    "timing",
+    "residency",
+}
 TOP_LEVEL |= {"workers", "backend", "device", "on_gpu", "prediction", "sweeps", "scopes", "notes", "programs", "components", "shards", "files"}
+TOP_LEVEL |= {"maps", "gpu_budget_bytes", "gpu_worker_bytes", "lean"}
 OPTIONS = plait.Options(memory="256MiB", workers=2, device="cpu", backend="numba")
 
 

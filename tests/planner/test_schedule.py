@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 import plait
 from plait.ops.errors import BudgetTooSmall, PlanError
 from plait.planner.cost import component_bytes
+from plait.planner.explain import to_text
 from plait.planner.plan import Plan
 from plait.planner.program import scope_of
+from plait.planner.rates import Rates
+from plait.planner.residency import ASKED, CHEAPER, KEPT, NO_ROOM, ONCE
 from plait.planner.schedule import MIB, WINDOW, parse_size, size, size_up, slab_bytes, stage_sweeps, worker_bytes
 from support import tiny
 
@@ -30,8 +33,8 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def planned(recipes: dict[str, Path], name: str, memory: int | str, workers: int = 2) -> Plan:
-    return plait.plan(recipes[name], plait.Options(memory=memory, workers=workers, device="cpu"))
+def planned(recipes: dict[str, Path], name: str, memory: int | str, workers: int = 2, residency: str = "auto") -> Plan:
+    return plait.plan(recipes[name], plait.Options(memory=memory, workers=workers, device="cpu", residency=residency))
 
 
 # -- the smallest budget ----------------------------------------------------------------------------
@@ -82,7 +85,7 @@ def test_nothing_in_a_plan_is_over_its_budget(recipes: dict[str, Path], name: st
     for component in plan.components:
         program = plan.program_of(component)
         assert component_bytes(program) <= left
-        assert worker_bytes(program) <= p.worker_bytes
+        assert worker_bytes([program]) <= p.worker_bytes
         assert not component.keep_inputs or slab_bytes(program) <= p.slab_bytes
 
 
@@ -110,12 +113,51 @@ def test_more_memory_never_means_fewer_workers(recipes: dict[str, Path]):
 
 
 def test_inputs_are_kept_only_where_there_is_room(recipes: dict[str, Path]):
-    """With plenty of memory two passes read once; in a tight budget they read twice, and the plan says so."""
-    roomy, tight = planned(recipes, "slerp", "1GiB"), planned(recipes, "slerp", planned(recipes, "slerp", "1GiB").prediction.minimum_bytes)
+    """Asked to keep, two passes read once with plenty of memory; in a tight budget they read twice, and the plan says so."""
+    least = planned(recipes, "slerp", "1GiB").prediction.minimum_bytes
+    roomy, tight = planned(recipes, "slerp", "1GiB", residency="keep"), planned(recipes, "slerp", least, residency="keep")
     assert all(c.keep_inputs for c in roomy.components)
     assert not any(c.keep_inputs for c in tight.components)
     assert (roomy.prediction.passes, tight.prediction.passes) == (1, 2)
     assert tight.prediction.bytes_read == 2 * roomy.prediction.bytes_read
+    assert set(roomy.residency) == {KEPT}
+    assert set(tight.residency) == {NO_ROOM}
+    assert "kept in memory between passes (saves " in flat(to_text(roomy, 400))
+    assert "no room to keep them (it needs " in flat(to_text(tight, 400))
+
+
+def test_keeping_is_a_matter_of_cost(recipes: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
+    """Where the page cache is slow and memory fast inputs stay; where it is the other way round they are read again, in any budget."""
+    slow = Rates(read_bytes_s=1e4, read_thread_bytes_s=1e4, fill_bytes_s=1e4)
+    quick = Rates(fill_bytes_s=1e6)
+    for rates, word, text in ((slow, KEPT, "kept in memory"), (quick, CHEAPER, "cheaper than keeping them")):
+        monkeypatch.setattr("plait.api.load_rates", lambda rates=rates: (rates, []))
+        for name in ("slerp", "model_stock"):
+            plan = planned(recipes, name, "1GiB")
+            assert set(plan.residency) == {word}
+            assert all(c.keep_inputs == (word == KEPT) for c in plan.components)
+            assert text in flat(to_text(plan, 400))
+    assert set(planned(recipes, "linear", "1GiB").residency) == {ONCE}
+
+
+def test_whatever_becomes_of_inputs_the_bits_are_the_same(recipes: dict[str, Path], tmp_path: Path):
+    """Kept or read again, the merge is the same, and the plan says which was asked for."""
+    for name in ("slerp", "ties", "model_stock"):
+        outputs = set()
+        for wanted in ("keep", "reread"):
+            out = tmp_path / f"{name}-{wanted}"
+            plait.merge(recipes[name], out, plait.Options(memory="1GiB", workers=2, device="cpu", residency=wanted))
+            outputs.add((out / "model.safetensors").read_bytes())
+            assert set(planned(recipes, name, "1GiB", residency=wanted).residency) == {KEPT if wanted == "keep" else ASKED}
+        assert len(outputs) == 1
+    assert planned(recipes, "slerp", "1GiB", residency="keep").fingerprint == planned(recipes, "slerp", "1GiB", residency="reread").fingerprint
+    with pytest.raises(PlanError, match="'hold' is not one of auto, keep, reread"):
+        planned(recipes, "slerp", "1GiB", residency="hold")
+
+
+def flat(text: str) -> str:
+    """The tree without its branches and line breaks."""
+    return re.sub(r"[\s│├└─]+", " ", text)
 
 
 # -- order and sweeps -------------------------------------------------------------------------------

@@ -14,15 +14,14 @@ from hypothesis.extra import numpy as hnp
 
 from plait.ops.kernels import select
 from plait.ops.kernels.jit_select import count_digits as count_digits_with
-from plait.ops.kernels.jit_select import count_equal, nth_equal_index
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 few_values = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.0000001, 1e-45, -1e-45, 2.0**-126, 3.4e38])
 arrays = st.one_of(hnp.arrays(np.float32, st.integers(1, 200), elements=finite), hnp.arrays(np.float32, st.integers(1, 200), elements=few_values))
 
 
-def count_digits(x, n, bucket, coarse, fine):
-    return count_digits_with(x, n, bucket, coarse, fine, np.empty(64, np.uint32))
+def count_digits(x, n, bucket, coarse, fine, heavy=-1):
+    return count_digits_with(x, n, bucket, heavy, coarse, fine, np.empty(64, np.uint32))
 
 
 def histograms(x, bucket=-1):
@@ -100,19 +99,23 @@ def test_only_the_first_n_elements_count():
     count_digits(x, 10, -1, coarse, fine)
     assert count_digits(x, 10, 0x3F80, coarse, fine) == 0
     assert coarse.sum() == fine.sum() == 10
-    assert count_equal(x, 10, np.uint32(0x3F800000)) == 10
 
 
 @settings(deadline=None)
-@given(x=hnp.arrays(np.float32, st.integers(0, 3000), elements=few_values), data=st.data())
-def test_tied_elements_are_counted_and_found_in_order(x, data):
-    """count_equal and nth_equal_index agree with NumPy, for magnitudes of both signs."""
-    key = data.draw(st.sampled_from([0, 0x3F800000, 0x3F800001, 1, 5]))
-    places = np.flatnonzero(select.keys(x) == key)
-    assert count_equal(x, x.size, np.uint32(key)) == len(places)
-    for nth in {1, len(places) // 2 + 1, len(places), len(places) + 1, 0}:
-        expected = places[nth - 1] if 1 <= nth <= len(places) else -1
-        assert nth_equal_index(x, x.size, np.uint32(key), nth) == expected
+@given(seed=st.integers(0, 2**32 - 1), size=st.integers(0, 5000), share=st.floats(0, 1), data=st.data())
+def test_the_heavy_digit_changes_no_count(seed, size, share, data):
+    """Whether it is the common value of the bucket, a rare one or one that does not occur, and however much lies beside it."""
+    random = np.random.default_rng(seed)
+    x = random.standard_normal(size).astype(np.float32) * np.float32(1.5)
+    x[random.random(size) < share] = random.choice([1.0, -1.0, 1.0000001, 1.0078125, 0.99])
+    low, high = (int(digit) for digit in sorted(random.integers(0, select.FINE_BINS, 2)))
+    heavy = data.draw(st.sampled_from([0, 1, low, high, select.FINE_BINS - 1]))
+    bucket = data.draw(st.sampled_from([0x3F80, 0x3F7F, 0x3F81, 0, 0x7FFF]))
+    coarse, fine = np.zeros(select.COARSE_BINS, np.int64), np.zeros(select.FINE_BINS, np.int32)
+    above = count_digits(x, x.size, bucket, coarse, fine, heavy)
+    _, expected, beyond = histograms(x, bucket)
+    assert above == beyond
+    np.testing.assert_array_equal(fine, expected)
 
 
 @pytest.mark.parametrize("k", [0, -1, 4])

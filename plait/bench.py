@@ -1,0 +1,257 @@
+"""`plait bench`: measure this machine, and the memory of a merge over a grid of budgets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from plait.ops.errors import BudgetTooSmall, KernelError, OutputError, PlaitError
+
+if TYPE_CHECKING:
+    from plait.measuring import MemoryRun
+    from plait.planner.rates import Rates
+
+_MACHINE_EXAMPLES = """
+\b
+Examples:
+  plait bench machine                       in the current folder
+  plait bench machine --folder /data/out    where merges will be written
+  plait bench machine --format json --no-save
+"""
+_MEMORY_EXAMPLES = """
+\b
+Examples:
+  plait bench memory recipe.yml
+  plait bench memory recipe.yml --budgets 128MiB,1GiB,8GiB --plot memory.png
+  plait bench memory recipe.yml --folder /data --format json
+"""
+_FORMAT = click.Choice(["table", "json"])
+_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+_DEBUG = click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
+
+
+@click.group()
+def bench() -> None:
+    """Measure this machine, and what merges really take on it."""
+
+
+@bench.command(epilog=_MACHINE_EXAMPLES)
+@click.option("--folder", type=_FOLDER, default=Path("."), show_default=True, help="Measure the disk under this folder: the one that outputs go to.")
+@click.option("--format", "form", type=_FORMAT, default="table", show_default=True, help="A table to read, or data.")
+@click.option("--save/--no-save", default=True, show_default=True, help="Keep the figures for `plait plan`.")
+@click.option("--whole", is_flag=True, help="Measure products of matrices, too, for methods with polar factors; imports torch.")
+@_DEBUG
+def machine(folder: Path, form: str, save: bool, whole: bool, debug: bool) -> None:
+    """Measure how fast this machine reads, computes and writes.
+
+    Takes about six seconds, the first time twice as long; what is written (some 200 MiB) is removed. `plait plan` predicts the
+    time of merges with these figures.
+    """
+    from plait.engine.calibrate import measure_rates
+    from plait.engine.ratefile import describe_machine, save_rates
+
+    with _progress() as tell:
+        rates = measure_rates(folder, whole=whole, tell=lambda what: tell(f"measuring: {what}"))
+    kept = None
+    if save:
+        try:
+            kept = save_rates(rates)
+        except OSError as error:
+            raise OutputError(f"the figures cannot be stored ({error}); set PLAIT_CACHE_DIR to a folder you may write to, or give --no-save") from error
+    if form == "json":
+        click.echo(json.dumps({"machine": describe_machine(), "rates": asdict(rates), "stored": str(kept) if kept else None}, indent=1))
+        return
+    _show_rates(describe_machine(), rates, whole)
+    if kept:
+        click.echo(f"stored in {kept}")
+
+
+def _show_rates(facts: dict[str, Any], rates: Rates, whole: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from plait.planner.rates import DEFAULT_RATES
+
+    table = Table(box=None, pad_edge=False, title=f"{facts['cpu']}, {facts['cores']} cores", title_justify="left")
+    for heading in ("what", "here", "default"):
+        table.add_column(heading, justify="left" if heading == "what" else "right", no_wrap=heading != "what")
+    for name, words in _WORDS.items():
+        here = _rate(name, getattr(rates, name)) if whole or name != "whole_flops_s" else "default"
+        table.add_row(words, here, _rate(name, getattr(DEFAULT_RATES, name)))
+    Console(highlight=False).print(table)
+
+
+_WORDS = {
+    "read_bytes_s": "reading from the page cache, all cores",
+    "read_thread_bytes_s": "reading from the page cache, one thread",
+    "fill_bytes_s": "reading into large memory",
+    "cold_read_bytes_s": "reading from the disk",
+    "memory_bytes_s": "reading memory, all cores",
+    "fault_bytes_s": "touching fresh memory",
+    "write_bytes_s": "writing output to the disk",
+    "copy_bytes_s": "copying inside the kernel",
+    "sync_bytes_s": "flushing copies to the disk",
+    "load_ns": "loading an element",
+    "map_ns": "one operation on an element",
+    "store_ns": "storing an element",
+    "fold_ns": "adding an element up",
+    "random_ns": "random bits of an element",
+    "count_ns": "counting an element for a threshold",
+    "rank_ns": "ranking an element in its row",
+    "start_s": "starting",
+    "component_s": "each output tensor",
+    "unit_s": "each block",
+    "kernel_load_s": "loading a compiled kernel",
+    "compiler_start_s": "starting the compiler",
+    "compile_s": "compiling a kernel",
+    "whole_flops_s": "products of matrices (float64)",
+}
+
+
+def _rate(name: str, value: float) -> str:
+    if name.endswith("bytes_s"):
+        return f"{value / 1e9:.2f} GB/s"
+    if name.endswith("flops_s"):
+        return f"{value / 1e9:.0f} Gflop/s"
+    if name.endswith("_ns"):
+        return f"{value:.3f} ns"
+    return f"{value:.2f} s" if value >= 0.1 else f"{value * 1e3:.3f} ms"
+
+
+@bench.command(epilog=_MEMORY_EXAMPLES)
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--budgets", default="64MiB,128MiB,256MiB,512MiB,1GiB,4GiB", show_default=True, metavar="SIZES", help="Budgets to try, with commas.")
+@click.option("--folder", type=_FOLDER, default=Path("."), show_default=True, help="Outputs go into a temporary folder here, one after another.")
+@click.option("--workers", "-j", type=int, metavar="N", help="Worker threads. Default: the cores this process may use.")
+@click.option("--format", "form", type=_FORMAT, default="table", show_default=True, help="A table to read, or data.")
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw it, too, as PNG or SVG; needs matplotlib.")
+@click.option("--warm-up/--no-warm-up", default=True, show_default=True, help="First merge once unmeasured: compiles kernels, fills the page cache.")
+@_DEBUG
+def memory(recipe: Path, budgets: str, folder: Path, workers: int | None, form: str, plot: Path | None, warm_up: bool, debug: bool) -> None:
+    """Merge RECIPE in several budgets and compare memory and time with what the plan predicts.
+
+    Each merge runs in a process of its own; its private memory is sampled, and what its imports take alone is subtracted. Ends
+    with status 1 when a peak is above its prediction or its budget.
+    """
+    if plot is not None:
+        _pyplot()
+    more = ["--workers", str(workers)] if workers is not None else []
+    with _progress() as tell:
+        runs, baseline = _memory_runs(recipe, folder, [b.strip() for b in budgets.split(",") if b.strip()], workers, more, warm_up, tell)
+    if form == "json":
+        click.echo(json.dumps({"recipe": str(recipe), "imports_bytes": baseline, "runs": [run.to_dict() for run in runs]}, indent=1))
+    else:
+        _show_runs(runs, baseline)
+    if plot is not None:
+        _draw(recipe, runs, plot)
+        click.echo(f"drawn in {plot}", err=True)
+    if not all(run.within for run in runs):
+        raise KernelError("a merge took more private memory than predicted; please report it with the recipe and these figures")
+
+
+def _memory_runs(
+    recipe: Path, folder: Path, budgets: Sequence[str], workers: int | None, more: Sequence[str], warm_up: bool, tell: Any
+) -> tuple[list[MemoryRun], int]:
+    """All merges, and the private memory of the imports alone."""
+    from plait.api import Options, checked_size, plan
+    from plait.measuring import MemoryRun, import_bytes, merge_measured
+
+    if not budgets:
+        raise PlaitError("no budgets given; write for example --budgets 128MiB,1GiB")
+    sizes = {budget: checked_size(budget, "budgets") for budget in budgets}
+    plans = {}
+    for budget in budgets:
+        try:
+            plans[budget] = plan(recipe, Options(memory=budget, workers=workers)).prediction
+        except BudgetTooSmall:
+            continue
+    if warm_up and plans:
+        tell("warming up")
+        merge_measured(recipe, folder, next(reversed(plans)), more)
+    runs, baseline = [], 0
+    for budget, nbytes in sizes.items():
+        p = plans.get(budget)
+        if p is None:
+            runs.append(MemoryRun(budget, nbytes, refused=True))
+            continue
+        tell(f"merging at --memory {budget}")
+        found = merge_measured(recipe, folder, budget, more)
+        baseline = baseline or import_bytes(found.modules)
+        peak = max(0, found.peak_bytes - baseline)
+        runs.append(MemoryRun(budget, nbytes, False, p.peak_bytes, peak, p.seconds, found.wall_s, p.bytes_read, p.passes))
+    return runs, baseline
+
+
+def _show_runs(runs: Sequence[MemoryRun], baseline: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from plait.planner.explain import duration
+    from plait.planner.schedule import size
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("budget", "peak of predicted", "time of predicted", "read", "passes", ""):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for run in runs:
+        if run.refused:
+            table.add_row(run.budget, *[""] * 4, "too small")
+            continue
+        peak = f"{size(run.peak_bytes)} of {size(run.predicted_peak_bytes)}"
+        time = f"{duration(run.seconds)} of {duration(run.predicted_seconds)}"
+        table.add_row(run.budget, peak, time, size(run.bytes_read), str(run.passes), "" if run.within else "over")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"private memory above the {size(baseline)} that the imports take; seconds of the whole command", style="dim")
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise PlaitError("--plot needs matplotlib; pip install 'plait[bench]', or leave --plot out") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _draw(recipe: Path, runs: Sequence[MemoryRun], path: Path) -> None:
+    """Peaks and seconds over the budget."""
+    pyplot = _pyplot()
+    ran = [run for run in runs if not run.refused]
+    budgets = [run.budget_bytes / 2**20 for run in ran]
+    figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(7, 6), layout="constrained")
+    above.plot(budgets, budgets, color="0.6", linestyle=":", label="budget")
+    above.plot(budgets, [run.predicted_peak_bytes / 2**20 for run in ran], marker="o", linestyle="--", label="predicted")
+    above.plot(budgets, [run.peak_bytes / 2**20 for run in ran], marker="o", label="measured")
+    above.set(xscale="log", yscale="log", ylabel="peak private memory, MiB", title=recipe.name)
+    above.legend()
+    below.plot(budgets, [run.predicted_seconds for run in ran], marker="o", linestyle="--", label="predicted")
+    below.plot(budgets, [run.seconds for run in ran], marker="o", label="measured")
+    below.set(xlabel="budget, MiB", ylabel="seconds", ylim=(0, None))
+    below.legend()
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} cannot be drawn ({error}); give a file that ends in .png or .svg") from error
+    finally:
+        pyplot.close(figure)
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A function that says what is being done: one changing line on a terminal, else plain lines on standard error."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield lambda what: click.echo(what, err=True)
+        return
+    with console.status("") as status:
+        yield status.update

@@ -1,0 +1,325 @@
+"""How long a plan takes, by arithmetic on what the planner knows and on rates that were measured once on the machine.
+
+Work is counted in thread-seconds and divided by the threads that really run at once: a worker reads a block and computes it, one after
+the other, while the others do the same with theirs. What is not divided: starting up, bookkeeping in Python (one thread at a time), ops
+on whole tensors (which use every core by themselves), the final flush. The disk works behind all of it, on the output and on inputs that
+the page cache does not hold; where it needs longer than the workers do, they wait for it.
+
+Nothing here reads the system: rates, and how much memory is free for the page cache, are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from plait.ops.op import OPS
+from plait.planner.blocks import block_count, block_elements, sample_starts
+from plait.planner.cost import distinct_stages, input_bytes, kernel_count, output_bytes, recounts, selects, stage_read_bytes
+from plait.planner.program import Node, Program, Stage, data_inputs
+from plait.planner.rates import DEFAULT_RATES, Rates
+
+_NS = 1e-9
+#: Bytes that one unit of work reads when inputs are read into memory to stay.
+FILL_UNIT = 8 << 20
+#: A tie search reads half a block on average and looks at its values in NumPy, which costs about this many countings.
+_SEARCH_COUNTS = 2.0
+#: How much longer kernels with these ops compile than a simple map does, as multiples of that.
+_COMPILE_EXTRA = {"kth_magnitude": 4.0, "row_rank": 2.0, "random_bits": 1.0}
+
+
+def _polar_flops(node: Node) -> float:
+    short, long = sorted(node.shape)
+    # two products along the long side; the decomposition runs at a fraction of the speed of products, which its factors allow for
+    return 4.0 * short * short * long + (100.0 if node.param("rank_policy") == "full" else 20.0) * short**3
+
+
+#: Work of an op on a whole tensor, as float64 operations at the speed of a product of large matrices.
+WHOLE_FLOPS: dict[str, Callable[[Node], float]] = {"polar": _polar_flops, "hold": lambda node: 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramTime:
+    """Seconds of all components of one program, as parts of the whole.
+
+    Attributes:
+        program: index into `Plan.programs`.
+        count: its components.
+        reading_s, computing_s, writing_s, bookkeeping_s: parts, without waiting for the disk.
+    """
+
+    program: int
+    count: int
+    reading_s: float
+    computing_s: float
+    writing_s: float
+    bookkeeping_s: float
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.reading_s + self.computing_s + self.writing_s + self.bookkeeping_s
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Predicted wall time of a merge; the parts add up to `seconds`.
+
+    Attributes:
+        starting_s: until the first block: interpreter, imports, loading kernels.
+        bookkeeping_s: planning and handing out work.
+        reading_s: inputs, all passes, and waiting for the disk to give them.
+        computing_s: kernels and ops on whole tensors.
+        writing_s: copying undecoded bytes, and waiting for the disk to take the output.
+        publishing_s: flushing what is not on disk yet.
+        first_run_s: more, where none of the kernels was compiled before.
+        from_disk: the inputs are taken to come from the disk, not from the page cache.
+        measured: the rates were measured on this machine.
+        programs: share of each program.
+    """
+
+    starting_s: float = 0.0
+    bookkeeping_s: float = 0.0
+    reading_s: float = 0.0
+    computing_s: float = 0.0
+    writing_s: float = 0.0
+    publishing_s: float = 0.0
+    first_run_s: float = 0.0
+    from_disk: bool = False
+    measured: bool = False
+    programs: tuple[ProgramTime, ...] = field(default=())
+
+    @property
+    def seconds(self) -> float:
+        """Sum of the parts, with compiled kernels."""
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, float]:
+        """Seconds by what they are spent on."""
+        return {
+            "starting": self.starting_s,
+            "bookkeeping": self.bookkeeping_s,
+            "reading": self.reading_s,
+            "computing": self.computing_s,
+            "writing": self.writing_s,
+            "publishing": self.publishing_s,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What besides the programs decides the time.
+
+    Attributes:
+        workers: worker threads.
+        rates: of the machine.
+        backend: `numba` or `torch`.
+        page_cache_bytes: memory that the page cache can have; None where that is not known, and then all inputs fit.
+        files: of the output.
+        slab_bytes: memory of each worker in which inputs stay.
+        on_gpu: programs whose whole ops run on a GPU.
+        sweeps: for each program the sweep of each stage; empty where there is but one.
+        maps: where streamed work runs, `cpu` or `cuda`.
+    """
+
+    workers: int
+    rates: Rates = DEFAULT_RATES
+    backend: str = "numba"
+    page_cache_bytes: int | None = None
+    files: int = 1
+    slab_bytes: int = 0
+    on_gpu: tuple[int, ...] = ()
+    sweeps: tuple[tuple[int, ...], ...] = ()
+    maps: str = "cpu"
+
+    @property
+    def threads(self) -> int:
+        """Threads that really work at once."""
+        return max(1, min(self.workers, self.rates.cores))
+
+    def from_disk(self, nbytes: float) -> bool:
+        """Whether so many bytes do not stay in the page cache."""
+        return self.page_cache_bytes is not None and nbytes > self.page_cache_bytes
+
+
+@dataclass(slots=True)
+class _Work:
+    """Thread-seconds of one component, serial seconds, and bytes that the disk must give and take."""
+
+    reading: float = 0.0
+    computing: float = 0.0
+    copying: float = 0.0
+    units: int = 0
+    whole: float = 0.0
+    disk_bytes: float = 0.0
+    out_bytes: int = 0
+
+
+def predict_seconds(programs: Sequence[Program], counts: Mapping[int, int], keeps: Sequence[bool], setting: Setting) -> Timing:
+    """Wall time of a merge.
+
+    Args:
+        programs: of the plan.
+        counts: components of each program that is used.
+        keeps: for each program, whether its inputs stay in memory between its passes.
+        setting: workers, rates and the rest.
+    """
+    rates, threads = setting.rates, setting.threads
+    cold = reads_from_disk(programs, counts, setting)
+    works = {n: _component_work(n, programs[n], keeps[n], cold, setting) for n in counts}
+    shares = [_share(n, counts[n], works[n], rates, threads) for n in sorted(counts)]
+    reading = sum(s.reading_s for s in shares) + setting.slab_bytes * min(setting.workers, sum(counts.values())) / rates.fault_bytes_s
+    computing, writing = sum(s.computing_s for s in shares), sum(s.writing_s for s in shares)
+    disk_in = sum(works[n].disk_bytes * count for n, count in counts.items()) / rates.cold_read_bytes_s
+    disk_out = sum(works[n].out_bytes * count for n, count in counts.items()) / rates.write_bytes_s
+    waiting = max(0.0, disk_in + disk_out - reading - computing - writing) / max(disk_in + disk_out, 1e-9)
+    used = [programs[n] for n in counts] if setting.backend == "numba" else []
+    copied = sum(output_bytes(programs[n]) * count for n, count in counts.items() if programs[n].copy is not None)
+    return Timing(
+        starting_s=rates.start_s + kernel_count(used) * rates.kernel_load_s,
+        bookkeeping_s=sum(s.bookkeeping_s for s in shares),
+        reading_s=reading + waiting * disk_in,
+        computing_s=computing,
+        writing_s=writing + waiting * disk_out,
+        publishing_s=copied / rates.sync_bytes_s + setting.files * rates.sync_s,
+        first_run_s=_compile_s(used, rates, threads),
+        from_disk=cold,
+        measured=rates.measured,
+        programs=tuple(shares),
+    )
+
+
+def _compile_s(programs: Sequence[Program], rates: Rates, processes: int) -> float:
+    """Seconds until all kernels are compiled, several processes at once; the one that takes longest is a bound."""
+    weights: list[float] = []
+    for program, stage in distinct_stages(programs):
+        found = {program.nodes[i].op for i in (*stage.compute, *stage.folds)}
+        weights.append(1.0 + sum(extra for op, extra in _COMPILE_EXTRA.items() if op in found))
+        weights += [1.0] * (2 * recounts(program, stage))
+    return rates.compiler_start_s + max(max(weights), sum(weights) / processes) * rates.compile_s if weights else 0.0
+
+
+def reads_from_disk(programs: Sequence[Program], counts: Mapping[int, int], setting: Setting) -> bool:
+    """Whether the inputs are too large for the page cache, so that they come from the disk; the output takes nothing of it."""
+    return setting.from_disk(sum(input_bytes(programs[n]) * count for n, count in counts.items()))
+
+
+def _share(number: int, count: int, work: _Work, rates: Rates, threads: int) -> ProgramTime:
+    computing = count * (work.computing / threads + work.whole)
+    bookkeeping = count * (rates.component_s + work.units * rates.unit_s)
+    return ProgramTime(number, count, count * work.reading / threads, computing, count * work.copying / threads, bookkeeping)
+
+
+def _component_work(number: int, program: Program, keep: bool, cold: bool, setting: Setting) -> _Work:
+    rates, threads = setting.rates, setting.threads
+    written = output_bytes(program)
+    if program.copy is not None:
+        return _Work(copying=written * threads / rates.copy_bytes_s, units=-(-written // (64 << 20)), disk_bytes=float(written) if cold else 0.0)
+    work = _Work(out_bytes=written)
+    work.reading, work.disk_bytes, work.units = reading_work(program, keep, cold, setting, number)
+    for stage in program.stages:
+        work.computing += _stage_seconds(program, stage, setting) * (rates.interpreter_factor if setting.backend == "torch" else 1.0)
+        work.units += block_count(stage, program.numel) + (len(sample_starts(stage, program.numel)[0]) if selects(program, stage) else 0)
+        flops = sum(WHOLE_FLOPS[program.nodes[w].op](program.nodes[w]) for w in stage.wholes)
+        work.whole += flops / (rates.gpu_flops_s if number in setting.on_gpu else rates.whole_flops_s)
+    return work
+
+
+def _stage_seconds(program: Program, stage: Stage, setting: Setting) -> float:
+    """Thread-seconds of one stage's kernel over a whole tensor, with the looks that order statistics take at values."""
+    if setting.maps == "cuda":  # bound by the bus
+        moved = stage_read_bytes(program, stage) + stage.store * output_bytes(program)
+        return moved * setting.threads / setting.rates.gpu_copy_bytes_s
+    found = len(selects(program, stage))
+    starts, piece = sample_starts(stage, program.numel) if found else ([], 0)
+    looked = piece * len(starts) + found * block_elements(stage, program.numel) / 2
+    return (program.numel * stage_ns(program, stage, setting.rates) + looked * _SEARCH_COUNTS * setting.rates.count_ns) * _NS
+
+
+# -- reading -----------------------------------------------------------------------------------------
+def reading_work(program: Program, keep: bool, cold: bool, setting: Setting, number: int = 0) -> tuple[float, float, int]:
+    """Thread-seconds in which one component's inputs are read, the bytes of them that come from disk, and units of work for that alone.
+
+    Args:
+        program: of the component.
+        keep: the inputs are read once and stay in memory for all passes.
+        cold: the page cache does not hold the whole model.
+        setting: workers, rates and the rest.
+        number: of the program.
+    """
+    rates, threads = setting.rates, setting.threads
+    per_byte = threads / min(threads * rates.read_thread_bytes_s, rates.read_bytes_s)
+    stages = [stage_read_bytes(program, stage) for stage in program.stages]
+    if keep:
+        once = input_bytes(program)
+        seconds = once * threads / rates.fill_bytes_s + sum(stages) * threads / rates.memory_bytes_s
+        return seconds, once if cold else 0, sum(-(-program.numel * 2 // FILL_UNIT) for s in program.slots if s >= 0)
+    # A later pass of the same component comes soon: it finds the page cache filled, unless the components at work do not fit there at once.
+    again = setting.from_disk(2 * setting.workers * input_bytes(program))
+    sweeps = setting.sweeps[number] if setting.sweeps else (0,) * len(stages)
+    disk, seen = 0, set[int]()
+    for nbytes, sweep in zip(stages, sweeps, strict=True):
+        if cold and (again or sweep not in seen):
+            disk += nbytes
+        if nbytes:
+            seen.add(sweep)
+    return sum(stages) * per_byte, disk, 0
+
+
+def keeping_saves(program: Program, setting: Setting, *, cold: bool) -> float:
+    """Wall seconds that a component saves when its inputs stay in memory between its passes; negative when re-reading is cheaper."""
+    rates, costs = setting.rates, []
+    for keep in (False, True):
+        seconds, disk, units = reading_work(program, keep, cold, setting)
+        costs.append(max(seconds / setting.threads, disk / rates.cold_read_bytes_s) + units * rates.unit_s)
+    return costs[0] - costs[1]
+
+
+# -- computing ---------------------------------------------------------------------------------------
+def stage_ns(program: Program, stage: Stage, rates: Rates) -> float:
+    """Nanoseconds of one core for one element of a stage, in compiled kernels.
+
+    The generated loop sweeps a row once for each *phase* (see `engine/codegen.py`): a row-wise result is ready one phase after its
+    input, and what a phase needs is computed in it again.
+    """
+    nodes = program.nodes
+    phase: dict[int, int] = {}
+    for i in sorted({*stage.loads, *stage.residents, *stage.compute}):
+        latest = max((phase[j] for j in data_inputs(nodes[i]) if j in phase), default=0)
+        phase[i] = latest + 1 if nodes[i].kind == "rows" else latest
+    reductions = [*stage.folds, *(i for i in stage.compute if nodes[i].kind == "rows")]
+    targets: dict[int, set[int]] = {}
+    total = 0.0
+    for i in reductions:
+        at = max((phase[j] for j in data_inputs(nodes[i]) if j in phase), default=0)
+        targets.setdefault(at, set()).update(nodes[i].inputs)
+        total += _reduction_ns(nodes[i].op, rates)
+    for i in (*stage.keeps, *([program.root] if stage.store else [])):
+        targets.setdefault(phase.get(i, 0), set()).add(i)
+        total += rates.store_ns
+    return total + sum(_sweep_ns(program, wanted, rates) for wanted in targets.values())
+
+
+def _reduction_ns(op: str, rates: Rates) -> float:
+    if op == "kth_magnitude":
+        return rates.count_ns
+    if op == "row_rank":
+        return rates.rank_ns
+    return OPS[op].flops * rates.fold_ns
+
+
+def _sweep_ns(program: Program, targets: set[int], rates: Rates) -> float:
+    """One sweep over the elements: everything that its targets are computed from."""
+    nodes, found, total = program.nodes, set[int](), 0.0
+    stack = [i for i in targets if nodes[i].space == "tensor"]
+    while stack:
+        i = stack.pop()
+        if i in found:
+            continue
+        found.add(i)
+        if nodes[i].kind != "map":
+            total += rates.load_ns
+            continue
+        total += rates.random_ns if nodes[i].op == "random_bits" else OPS[nodes[i].op].flops * rates.map_ns
+        stack += [j for j in data_inputs(nodes[i]) if nodes[j].space == "tensor"]
+    return total

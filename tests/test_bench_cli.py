@@ -1,0 +1,124 @@
+"""`plait bench` in real processes: it measures, says what it found, stores it, and `plait plan` uses it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from plait.engine.ratefile import save_rates
+from plait.planner.rates import DEFAULT_RATES
+from support import tiny
+
+KERNELS = os.environ["PLAIT_CACHE_DIR"]
+
+
+def plait(*args: str | Path, cwd: Path, cache: Path | str = KERNELS, status: int = 0) -> tuple[str, str]:
+    """Standard output and error of `plait ARGS`, which must end with the status."""
+    environment = {**os.environ, "PLAIT_CACHE_DIR": str(cache)}
+    done = subprocess.run([sys.executable, "-m", "plait", *map(str, args)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == status, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("set")
+    (folder / "slerp.yml").write_text(tiny.recipes(tiny.write_set(folder / "models"))["slerp"])
+    return folder / "slerp.yml"
+
+
+# -- machine -----------------------------------------------------------------------------------------
+def test_measuring_is_stored_and_used(recipe: Path, tmp_path: Path):
+    """Data goes to standard output and the file, progress to standard error; afterwards plans are made with it. The folder stays clean."""
+    cache, work = tmp_path / "cache", tmp_path / "work"
+    work.mkdir()
+    cache.mkdir()
+    (cache / "kernels").symlink_to(Path(KERNELS) / "kernels")
+    out, err = plait("bench", "machine", "--folder", work, "--format", "json", cwd=tmp_path, cache=cache)
+    found = json.loads(out)
+    assert found["stored"] == str(cache / "machine.json")
+    assert found["rates"] == {**json.loads((cache / "machine.json").read_text())["rates"], "measured": True}
+    assert "measuring: reading" in err
+    assert list(work.iterdir()) == []
+    before, _ = plait("plan", recipe, "--format", "json", cwd=tmp_path)
+    after, _ = plait("plan", recipe, "--format", "json", cwd=tmp_path, cache=cache)
+    assert json.loads(after)["timing"]["measured"]
+    assert not json.loads(before)["timing"]["measured"]
+    assert json.loads(after)["fingerprint"] == json.loads(before)["fingerprint"]
+
+
+def test_a_damaged_file_is_said_and_survived(recipe: Path, tmp_path: Path):
+    """The plan is made with default rates and its notes say why."""
+    save_rates(DEFAULT_RATES, tmp_path / "machine.json").write_text("{")
+    out, _ = plait("plan", recipe, "--format", "json", cwd=tmp_path, cache=tmp_path)
+    assert any("machine.json is damaged" in note for note in json.loads(out)["notes"])
+    assert json.loads(out)["timing"]["measured"] is False
+
+
+def test_missing_folders_are_the_users_mistake(tmp_path: Path):
+    """A folder that does not exist is one line and status 2."""
+    _, err = plait("bench", "machine", "--folder", "nowhere", cwd=tmp_path, status=2)
+    assert len(err.splitlines()) == 1
+    assert "nowhere" in err
+
+
+# -- memory ------------------------------------------------------------------------------------------
+def test_memory_over_budgets(recipe: Path, tmp_path: Path):
+    """Each budget is refused or measured, within prediction and budget; larger ones come later; nothing is left in the folder."""
+    out, err = plait("bench", "memory", recipe, "--budgets", "1MiB,64MiB, 256MiB", "--folder", tmp_path, "--format", "json", cwd=tmp_path)
+    found = json.loads(out)
+    refused, *ran = found["runs"]
+    assert refused["refused"]
+    assert refused["budget"] == "1MiB"
+    assert refused["seconds"] == 0.0
+    assert [r["budget"] for r in ran] == ["64MiB", "256MiB"]
+    for run in ran:
+        assert not run["refused"]
+        assert run["within"]
+        assert run["peak_bytes"] <= run["predicted_peak_bytes"] <= run["budget_bytes"]
+        assert run["seconds"] > 0
+        assert run["predicted_seconds"] > 0
+        assert run["bytes_read"] > 0
+    assert found["imports_bytes"] > 1 << 20
+    assert "merging at --memory 64MiB" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_as_a_table(recipe: Path, tmp_path: Path):
+    """The table names budgets, refusals and what the figures are."""
+    out, _ = plait("bench", "memory", recipe, "--budgets", "2MiB,128MiB", "--no-warm-up", cwd=tmp_path)
+    assert re.search(r"2MiB +too small", out)
+    assert re.search(r"128MiB +\S+ \S+ of \S+ MiB +\S+ s of \S+ s", out)
+    assert "above the" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_odd_arguments_are_one_line(recipe: Path, tmp_path: Path):
+    """Sizes that are none, recipes that are not there, and no budgets at all: one line, status 2, and nothing runs."""
+    for args in (("--budgets", "big"), ("--budgets", ",")):
+        _, err = plait("bench", "memory", recipe, *args, cwd=tmp_path, status=2)
+        assert len(err.splitlines()) == 1
+    _, err = plait("bench", "memory", "missing.yml", "--budgets", "64MiB", cwd=tmp_path, status=2)
+    assert "missing.yml" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is not None, reason="matplotlib is installed")
+def test_plots_need_matplotlib(recipe: Path, tmp_path: Path):
+    """Without matplotlib nothing is measured in vain: the sentence says what to install."""
+    _, err = plait("bench", "memory", recipe, "--plot", "m.png", cwd=tmp_path, status=2)
+    assert "plait[bench]" in err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")
+def test_plots_are_pictures(recipe: Path, tmp_path: Path):
+    """A PNG is drawn."""
+    plait("bench", "memory", recipe, "--budgets", "64MiB,128MiB", "--no-warm-up", "--plot", tmp_path / "m.png", cwd=tmp_path)
+    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")

@@ -2,26 +2,38 @@
 
     python benchmarks/floor.py /data/tl/base /data/tl/expert1 --out /data/floor.bin               # inputs read once
     python benchmarks/floor.py /data/tl/base /data/tl/expert1 --out /data/floor.bin --passes 2    # read twice
+    python benchmarks/floor.py /data/tl/base --out /data/floor.bin --write direct --no-sync       # one way of writing, not made durable
 
-Reads of 1 MiB with `pread` into recycled pages and writes of 1 MiB with `pwrite`, interleaved, from two threads. The output is as long
-as the weights of the first input and is removed afterwards, outside the time. `--sync` adds the fsync that makes it durable, which
-`plait merge` always does. Reads are of a warm page cache when the files were read before and fit in memory.
+It is meant to be the cheapest way to move the bytes, so that nothing a merge does can hide in it: threads that read 2 MiB at a time with
+`preadv` into page-aligned buffers, and beside them threads that write from the first moment on, although a merge has nothing to write
+before it has read. `--write direct` writes 2 MiB past the page cache (O_DIRECT), as `plait merge` does; `buffered` writes 256 KiB through
+it; `best` does one after the other and tells the faster. The output is made durable inside the time, as `plait merge` makes it, unless
+`--no-sync` is given. It is as long as the weights of the first input, and is removed afterwards, outside the time. Reads are of a warm
+page cache when the files were read before and fit in memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import mmap
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-READ_BYTES = 1 << 20  # larger ones leave the processor's cache and were slower
-WRITE_BYTES = 1 << 20
+import numpy as np
+from numpy.typing import NDArray
+
+PAGE = 4096
+READ_BYTES = 2 << 20
+#: Of one call. Through the page cache larger calls were at times many times slower (docs/decisions/0005).
+WRITE_BYTES = {"direct": 2 << 20, "buffered": 256 << 10}
+WAYS = tuple(WRITE_BYTES)
+
+Source = tuple[int, int]  #: descriptor and size of an input file
 
 
 @dataclass(frozen=True)
@@ -34,15 +46,8 @@ class Floor:
     bytes_written: int
     passes: int
     threads: int
+    write: str
     synced: bool
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """What a thread does at a time: one run of each input that is that long, and the same place of the output."""
-
-    offset: int
-    write: bool
 
 
 def weight_files(model: Path) -> list[Path]:
@@ -60,81 +65,129 @@ def weight_bytes(models: Sequence[Path]) -> int:
 
 def warm(models: Sequence[Path]) -> None:
     """Reads everything once, so that the page cache holds it when it fits."""
-    buffer = bytearray(READ_BYTES)
+    buffer = pages(READ_BYTES)
     for file in (f for m in models for f in weight_files(m)):
         with open(file, "rb", buffering=0) as stream:
             while stream.readinto(buffer):
                 pass
 
 
-def floor(inputs: Sequence[Path], out: Path, output_bytes: int, passes: int = 1, threads: int = 2, *, sync: bool = False) -> Floor:
-    """Reads the inputs `passes` times and writes `output_bytes`; the output is removed.
+def pages(nbytes: int) -> NDArray[np.uint8]:
+    """Memory that begins on a page: O_DIRECT asks for it, and the kernel's copy is up to four times slower just beside one."""
+    memory = np.zeros(nbytes + PAGE, np.uint8)
+    start = -memory.__array_interface__["data"][0] % PAGE
+    return memory[start : start + nbytes]
+
+
+def writes_direct(folder: Path) -> bool:
+    """Whether files in a folder can be written past the page cache."""
+    probe = folder / f".direct-{os.getpid()}"
+    try:
+        fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DIRECT, 0o600)
+    except OSError:
+        return False
+    else:
+        os.close(fd)
+        return True
+    finally:
+        probe.unlink(missing_ok=True)  # some file systems make the file and then refuse
+
+
+def floor(inputs: Sequence[Path], out: Path, output_bytes: int, passes: int = 1, threads: int = 2, *, write: str = "direct", sync: bool = True) -> Floor:
+    """Reads the inputs `passes` times and writes `output_bytes` meanwhile; the output is removed.
 
     Args:
         inputs: model folders or files.
         out: file to write; must not exist.
-        output_bytes: how much to write, in the last pass.
+        output_bytes: how much to write.
         passes: how often the inputs are read.
-        threads: that read and write.
+        threads: that read, and as many that write.
+        write: `direct`, past the page cache, or `buffered`.
         sync: make the output durable before the clock stops.
     """
     sources = [(os.open(f, os.O_RDONLY), f.stat().st_size) for m in inputs for f in weight_files(m)]
-    longest = max([output_bytes, *(size for _, size in sources)])
-    units = [_Unit(at, number == passes - 1) for number in range(passes) for at in range(0, longest, READ_BYTES)]
+    opened = [fd for fd, _ in sources]
     start, cpu = time.perf_counter(), time.process_time()
-    target = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    opened.append(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+    plain = target = opened[-1]
     try:
         if output_bytes:
-            os.posix_fallocate(target, 0, output_bytes)  # a full disk is found first, as by a merge
-        read = _together(sources, target, output_bytes, units, threads)
+            os.posix_fallocate(plain, 0, output_bytes)  # a full disk is found first, as by a merge
+        if write == "direct":
+            target = os.open(out, os.O_WRONLY | os.O_DIRECT)
+            opened.append(target)
+        read = _move(sources, passes, plain, target, output_bytes, WRITE_BYTES[write], threads)
         if sync:
-            os.fsync(target)
+            os.fsync(plain)
         wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     finally:
-        for fd in (target, *(fd for fd, _ in sources)):
+        for fd in opened:
             os.close(fd)
         out.unlink()
-    return Floor(wall, cpu, read, output_bytes, passes, threads, sync)
+    return Floor(wall, cpu, read, output_bytes, passes, threads, write, sync)
 
 
-def _together(sources: Sequence[tuple[int, int]], target: int, output_bytes: int, units: list[_Unit], threads: int) -> int:
-    """Goes through the units in order with some threads; returns the bytes read."""
-    todo = iter(units)
+def _move(sources: Sequence[Source], passes: int, plain: int, target: int, output_bytes: int, write_bytes: int, threads: int) -> int:
+    """Readers and writers side by side; returns the bytes read."""
+    counts: list[int] = []
+
+    def reader(places: Iterator[int]) -> None:
+        buffer = pages(READ_BYTES)
+        count = 0
+        for at in places:
+            for fd, size in sources:
+                if at < size:
+                    count += os.preadv(fd, [buffer[: min(READ_BYTES, size - at)]], at)
+        counts.append(count)
+
+    def writer(places: Iterator[int]) -> None:
+        buffer = pages(write_bytes)
+        for at in places:
+            length = min(write_bytes, output_bytes - at)
+            whole = length // PAGE * PAGE
+            if whole:
+                _write(target, buffer[:whole], at)
+            if length > whole:  # the end of the file, which O_DIRECT cannot write
+                _write(plain, buffer[whole:length], at + whole)
+
+    longest = max((size for _, size in sources), default=0)
+    reads = (at for _ in range(passes) for at in range(0, longest, READ_BYTES))
+    _together([(reader, reads), (writer, iter(range(0, output_bytes, write_bytes)))], threads)
+    return sum(counts)
+
+
+def _write(target: int, data: NDArray[np.uint8], offset: int) -> None:
+    done = os.pwrite(target, data, offset)
+    if done != len(data):
+        raise OSError(f"only {done} of {len(data)} bytes were written; is the disk full?")
+
+
+def _together(roles: Sequence[tuple[Callable[[Iterator[int]], None], Iterator[int]]], threads: int) -> None:
+    """Runs each role in some threads, which share its places; raises the first failure."""
     lock = threading.Lock()
-    counts = [0] * threads
     failures: list[BaseException] = []
 
-    def work(me: int) -> None:
-        # Whole pages, not a bytearray: where a buffer lies 1 to 31 bytes after its place in the file, modulo a page, the kernel's copy
-        # was four times slower on the processor that this was written on.
-        buffer = memoryview(mmap.mmap(-1, READ_BYTES))
+    def shared(places: Iterator[int]) -> Iterator[int]:
+        while True:
+            with lock:
+                at = next(places, None)
+            if at is None or failures:
+                return
+            yield at
+
+    def work(role: Callable[[Iterator[int]], None], places: Iterator[int]) -> None:
         try:
-            while True:
-                with lock:
-                    unit = next(todo, None)
-                if unit is None or failures:
-                    return
-                for fd, size in sources:
-                    if unit.offset < size:
-                        counts[me] += os.preadv(fd, [buffer[: min(READ_BYTES, size - unit.offset)]], unit.offset)
-                if unit.write:
-                    _write(target, buffer, unit.offset, min(READ_BYTES, output_bytes - unit.offset))
+            role(shared(places))
         except BaseException as error:
             failures.append(error)
 
-    workers = [threading.Thread(target=work, args=(n,)) for n in range(threads)]
+    workers = [threading.Thread(target=work, args=pair) for pair in roles for _ in range(threads)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     if failures:
         raise failures[0]
-    return sum(counts)
-
-
-def _write(target: int, data: memoryview, offset: int, length: int) -> None:
-    for at in range(0, length, WRITE_BYTES):
-        os.pwrite(target, data[at : min(at + WRITE_BYTES, length)], offset + at)
 
 
 def main() -> None:
@@ -143,14 +196,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="file to write; must not exist, is removed")
     parser.add_argument("--bytes", type=int, help="size of the output (default: that of the first input's weights)")
     parser.add_argument("--passes", type=int, default=1, help="how often the inputs are read")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--sync", action="store_true", help="fsync the output inside the time")
+    parser.add_argument("--threads", type=int, default=2, help="that read, and as many that write; default: %(default)s")
+    parser.add_argument("--write", choices=[*WAYS, "best"], default="best", help="past the page cache, through it, or the faster; default: %(default)s")
+    parser.add_argument("--no-sync", action="store_true", help="do not make the output durable")
     parser.add_argument("--no-warm", action="store_true", help="do not read the inputs once before the time")
     args = parser.parse_args()
+    size = weight_bytes(args.inputs[:1]) if args.bytes is None else args.bytes
+    ways = [args.write] if args.write != "best" else [way for way in WAYS if way != "direct" or writes_direct(args.out.parent)]
+    if "direct" in ways and not writes_direct(args.out.parent):
+        raise SystemExit(f"files in {args.out.parent} cannot be written past the page cache; use --write buffered, or another folder")
     if not args.no_warm:
         warm(args.inputs)
-    size = weight_bytes(args.inputs[:1]) if args.bytes is None else args.bytes
-    print(json.dumps(asdict(floor(args.inputs, args.out, size, args.passes, args.threads, sync=args.sync))))
+    found = [floor(args.inputs, args.out, size, args.passes, args.threads, write=way, sync=not args.no_sync) for way in ways]
+    best: dict[str, Any] = asdict(min(found, key=lambda f: f.wall_s))
+    print(json.dumps(best))
 
 
 if __name__ == "__main__":

@@ -57,6 +57,8 @@ def cache_folder() -> Path:
     return Path(temporary.name)
 
 
+#: Compile in this process. What Numba takes would then be this process's memory, beside the budget: for tests, which compile a lot.
+compile_here = False
 _LOCK = threading.Lock()
 _COMPILED: dict[str, Callable[..., int]] = {}
 _ENGINES: list[Any] = []  # LLVM frees the code with the engine that loaded it
@@ -132,7 +134,7 @@ def _compile(kernels: list[Kernel], processes: int) -> None:
         partial = folder / f"k_{kernel.key}.{os.getpid()}.source.tmp"
         partial.write_text(kernel.source)
         partial.replace(folder / f"k_{kernel.key}.py")
-    if "numba" in sys.modules:  # paid for already
+    if compile_here:
         for kernel in kernels:
             try:
                 build(folder, kernel.key)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -21,12 +21,14 @@ from plait.engine.smalls import SmallValues
 from plait.engine.whole import run_whole
 from plait.engine.worker import Host, Worker, like_in_page
 from plait.ops.dtypes import BY_CODE
-from plait.planner.blocks import BLOCK, aligned, block_count, block_elements
+from plait.planner.blocks import BLOCK, aligned, block_count, block_elements, seen_whole
 from plait.planner.plan import Component
 from plait.planner.program import Program, Stage, scope_of
 from plait.planner.types import TensorRef
 
-_COPY_UNIT = 64 << 20
+COPY_UNIT = 64 << 20  #: bytes of a tensor copied without decoding that are copied at once
+#: Smaller blocks are written by the worker itself: they go to the page cache, and another thread would only take longer.
+_WORTH_HANDING_OVER = 1 << 17
 
 
 class Pass(Protocol):
@@ -48,17 +50,25 @@ class CopyPass:
     source: TensorRef
     shard: int
     offset: int
+    pieces: list[tuple[int, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Cut it into pieces of 64 MiB, without those that an earlier run made durable."""
+        nbytes, found = self.source.nbytes, self.host.found
+        pieces = [(first, min(COPY_UNIT, nbytes - first)) for first in range(0, nbytes, COPY_UNIT)]
+        self.pieces = [(first, length) for first, length in pieces if not found.covers(self.shard, self.offset + first, length)]
+        self.host.progress(2 * (nbytes - sum(length for _, length in self.pieces)))
 
     @property
     def units(self) -> int:
-        """Pieces of 64 MiB."""
-        return -(-self.source.nbytes // _COPY_UNIT)
+        """How many pieces."""
+        return len(self.pieces)
 
     def run(self, worker: Worker, unit: int) -> None:
         """Copy up to 64 MiB."""
-        first = unit * _COPY_UNIT
-        length = min(_COPY_UNIT, self.source.nbytes - first)
+        first, length = self.pieces[unit]
         self.host.sink.copy(self.shard, self.offset + first, self.host.reader.fd(self.source.file), self.source.start + first, length)
+        self.host.count_copied(length)
         self.host.progress(2 * length)
 
 
@@ -117,6 +127,9 @@ class ComponentRun:
     def _stage(self, number: int, stage: Stage) -> Iterator[Pass]:
         selects = [i for i in stage.folds if self.program.nodes[i].op == "kth_magnitude"]
         mine = [i for i in selects if not scope_of(self.program.nodes[i])]
+        if seen_whole(self.program, stage):
+            self.smalls.values.update(self.looking.settle(stage, mine))
+            return
         foreseen = self.looking.foresee(stage, mine)
         for i in selects:
             self.local[i] = self._statistic(i, *(foreseen[i] if i in foreseen else self._scope_guess(i)))
@@ -213,11 +226,23 @@ class BlockPass:
     def __init__(self, run: ComponentRun, stage: Stage, count_only: list[int] | None = None) -> None:
         self.owner, self.stage, self.count_only = run, stage, count_only or []
         self.blocks = run.blocks(stage)
+        if stage.store and run.host.found:
+            self._leave_out_durable()
         self.units = len(self.blocks)
         nodes = run.program.nodes
         self.sums = [i for i in stage.folds if nodes[i].op != "kth_magnitude"]
         self.selects = [i for i in stage.folds if nodes[i].op == "kth_magnitude"]
         self.partials: list[list[float]] = [[] for _ in self.blocks]
+
+    def _leave_out_durable(self) -> None:
+        """Only the blocks that no earlier run made durable; a pass that stores has no folds that would miss the others."""
+        run, program = self.owner, self.owner.program
+        place, itemsize = run.host.plan.layout.places[run.component.name], BY_CODE[program.dtype].itemsize
+        found, every = run.host.found, self.blocks
+        self.blocks = [b for b in every if not found.covers(place.shard, place.offset + b[1] * itemsize, b[2] * itemsize)]
+        elements = sum(n for _, _, n in every) - sum(n for _, _, n in self.blocks)
+        inputs = 0 if run.raw else sum(RAW[run.ref(load).dtype].itemsize for load in self.stage.loads)
+        run.host.progress(elements * (itemsize + inputs))
 
     def run(self, worker: Worker, unit: int) -> None:
         """Read, compute and write one block."""
@@ -236,7 +261,11 @@ class BlockPass:
         self._collect(unit, result)
         done = 0 if owner.raw else sum(array.nbytes for array in data.inputs)
         if out is not None and not self.count_only:
-            worker.sent(host.writing.write(owner.component.name, place.shard, offset, out.view(np.uint8)))
+            if out.nbytes >= _WORTH_HANDING_OVER:
+                worker.sent(host.writing.write(owner.component.name, place.shard, offset, out.view(np.uint8)))
+            else:
+                host.sink.write(place.shard, offset, out.view(np.uint8))
+                done += out.nbytes
         host.progress(0 if self.count_only else done)
 
     def _collect(self, unit: int, result: BlockResult) -> None:

@@ -47,6 +47,7 @@ class Report:
     Attributes:
         seconds: wall time in seconds, compilation and publication included.
         bytes_read, bytes_written: measured.
+        bytes_resumed: of the output that an earlier run of the same command had made durable, and this one left as they were.
         leased_peak_bytes: most that the ledger had leased at once.
         recounted: order statistics whose digit had not been foreseen.
         gpu_retries: tasks that a GPU had no memory for and that were done again, there or on the CPU.
@@ -55,6 +56,7 @@ class Report:
     seconds: float = 0.0
     bytes_read: int = 0
     bytes_written: int = 0
+    bytes_resumed: int = 0
     leased_peak_bytes: int = 0
     recounted: int = 0
     gpu_retries: int = 0

@@ -23,15 +23,17 @@ from plait.engine.blockrun import Array
 from plait.engine.component import ComponentRun, Pass
 from plait.engine.events import Events, Quiet, Report
 from plait.engine.faults import named
+from plait.engine.journal import Found
 from plait.engine.ledger import Ledger
 from plait.engine.orderstat import NO_LIMIT, Statistic, Threshold, foresee
 from plait.engine.pool import DevicePool
 from plait.engine.prepare import prepare_kernels
 from plait.engine.reader import Reader
+from plait.engine.resuming import Remaining
 from plait.engine.worker import Host, Worker
 from plait.engine.writebehind import WriteBehind
 from plait.engine.writer import Sink
-from plait.ops.errors import KernelError
+from plait.ops.errors import KernelError, Stopped
 from plait.planner.blocks import SCOPE_PIECE, SCOPE_PIECES
 from plait.planner.cost import component_bytes
 from plait.planner.plan import Component, Plan
@@ -53,37 +55,64 @@ class _Open:
     done: int = 0
 
 
-def execute(plan: Plan, sink: Sink, reader: Reader, events: Events | None = None, pool: DevicePool | None = None) -> Report:
+def execute(
+    plan: Plan,
+    sink: Sink,
+    reader: Reader,
+    events: Events | None = None,
+    pool: DevicePool | None = None,
+    found: Found | None = None,
+    stop: threading.Event | None = None,
+) -> Report:
     """Run a plan into a sink that has begun; the sink is not published here.
 
+    Args:
+        plan: what to run.
+        sink, reader: where to and from.
+        events: hears how it goes on.
+        pool: GPUs, where the plan uses any.
+        found: what the sink has already.
+        stop: when it is set, the blocks in hand are finished and written, and the run ends.
+
     Raises:
+        Stopped: `stop` was set.
         PlaitError: whatever went wrong first; no worker runs any more when it is raised.
     """
-    report = Report()
+    found = found or Found()
+    report = Report(bytes_resumed=found.nbytes)
     after = {scope.key: scope.sweep for scope in plan.scopes}
     writing = WriteBehind(sink, min(plan.workers, _WRITERS), lambda nbytes: host.progress(nbytes))
-    host = Host(plan, reader, sink, writing, events or Quiet(), report, [stage_sweeps(p, after) for p in plan.programs], pool=pool or DevicePool(()))
+    sweeps = [stage_sweeps(p, after) for p in plan.programs]
+    host = Host(plan, reader, sink, writing, events or Quiet(), report, sweeps, pool=pool or DevicePool(()), found=found)
     try:
-        run = _Run(host)
         host.events.started(plan)
-        _foresee_scopes(run)
-        for sweep in range(plan.sweeps):
-            run.sweep(sweep, frozenset())
-            _finish_scopes(run, sweep)
+        remaining = Remaining(plan, sweeps, found)
+        for component in plan.components:
+            if component.name in remaining.complete:
+                host.events.finished_component(component)
+        if not remaining.nothing:
+            run = _Run(host, remaining, stop or threading.Event())
+            _foresee_scopes(run)
+            for sweep in range(plan.sweeps):
+                run.sweep(sweep, frozenset())
+                _finish_scopes(run, sweep)
+            report.leased_peak_bytes = run.ledger.peak_bytes
+    except Stopped:
+        raise
     except BaseException as error:
         writing.give_up(error)
         raise
     finally:
         writing.close()
     writing.check()
-    report.bytes_read, report.bytes_written = reader.bytes_read + plan.prediction.bytes_copied, sink.bytes_written
-    report.leased_peak_bytes, report.gpu_retries = run.ledger.peak_bytes, host.pool.retries
+    report.bytes_read, report.bytes_written = reader.bytes_read + host.copied, sink.bytes_written
+    report.gpu_retries = host.pool.retries
     return report
 
 
 class _Run:
-    def __init__(self, host: Host) -> None:
-        self.host, plan = host, host.plan
+    def __init__(self, host: Host, remaining: Remaining, stop: threading.Event) -> None:
+        self.host, self.remaining, self.stop, plan = host, remaining, stop, host.plan
         fixed = plan.prediction.runtime_bytes + plan.workers * (plan.prediction.worker_bytes + plan.prediction.slab_bytes)
         self.ledger = Ledger(max(plan.budget_bytes, fixed), fixed, fixed)
         self.states = [component_bytes(program, workspace=n not in plan.lean) for n, program in enumerate(plan.programs)]
@@ -102,7 +131,9 @@ class _Run:
     def sweep(self, number: int, recount: frozenset[str]) -> None:
         """Run every component through its stages of one sweep."""
         self.number, self.recount = number, recount
-        self.waiting = deque(enumerate(self.host.plan.components))
+        self.waiting = deque((n, c) for n, c in enumerate(self.host.plan.components) if self.remaining.runs(c, number))
+        if not recount and self.remaining.complete:
+            self.host.progress(sum(self.remaining.spared(c, number) for c in self.host.plan.components if not self.remaining.runs(c, number)))
         threads = [threading.Thread(target=self._work, args=(w,), name=f"plait-{i}", daemon=True) for i, w in enumerate(self.workers[1:], 1)]
         for thread in threads:
             thread.start()
@@ -141,6 +172,9 @@ class _Run:
         """A unit to run (its number), a component to begin (-1), or None when all is done or lost."""
         with self.condition:
             while True:
+                if self.stop.is_set() and (self.open or self.waiting):
+                    self.error = self.error or Stopped("the run was stopped before it was finished")
+                    self.condition.notify_all()
                 if self.error is not None:
                     return None
                 for task in self.open:
@@ -196,7 +230,7 @@ class _Run:
                 self.open.remove(task)
                 self.ledger.release(task.leased)
             self.condition.notify_all()
-        if following is None and self.number + 1 == self.host.plan.sweeps:
+        if following is None and self.number + 1 == self.host.plan.sweeps and task.component.name not in self.remaining.complete:
             self.host.events.finished_component(task.component)
 
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from plait.engine.blockrun import RAW, Array, BlockData
-from plait.engine.orderstat import Threshold, foresee, tie_limit
+from plait.engine.orderstat import Threshold, foresee, settled, tie_limit
 from plait.engine.prepare import probe_key
 from plait.engine.worker import Worker
 from plait.ops.kernels.select import keys as magnitudes
 from plait.planner.blocks import SAMPLE_PIECE, SAMPLE_PIECES, sample_starts, search_elements
-from plait.planner.program import Stage, probe_stage
+from plait.planner.program import Stage, probe_stage, scope_of
 
 if TYPE_CHECKING:
     from plait.engine.component import ComponentRun
@@ -30,16 +30,22 @@ class Looking:
 
     def __init__(self, run: ComponentRun) -> None:
         self.run, self.program = run, run.program
-        self._probes: dict[tuple[int, tuple[int, ...]], Stage] = {}
 
     def foresee(self, stage: Stage, selects: list[int]) -> dict[int, tuple[int, int]]:
         """Coarse digits of this tensor's thresholds and their heavy fine digits, judged by a sample."""
         if not selects:
             return {}
         sample = self.sample(stage, selects, SAMPLE_PIECES)
-        if not self.run.raw:
-            self.run.host.progress(sample[0].size * sum(RAW[self.run.ref(load).dtype].itemsize for load in stage.loads))
         return {i: foresee(x, str(self.program.nodes[i].param("density"))) for i, x in zip(selects, sample, strict=True)}
+
+    def settle(self, stage: Stage, selects: list[int]) -> dict[int, Array]:
+        """Thresholds and tie limits of a small tensor, straight from its values."""
+        found: dict[int, Array] = {}
+        for i, values in zip(selects, self.sample(stage, selects, SAMPLE_PIECES), strict=True):
+            node = self.program.nodes[i]
+            key, limit = settled(magnitudes(values), str(node.param("density")), str(node.param("ties")))
+            found[i] = np.array([float(key), limit])
+        return found
 
     def sample(self, stage: Stage, selects: list[int], pieces: int, piece: int = SAMPLE_PIECE) -> list[Array]:
         """Values that order statistics are taken of, on evenly spaced pieces; of a small tensor all."""
@@ -49,6 +55,8 @@ class Looking:
         worker, probe = self.run.host.spare_worker(), self._probe(stage, nodes)
         together = not any(self.program.nodes[i].op in _PLACED for i in probe.compute) and not probe.residents
         worker.arrange(self.program, stage)
+        if not self.run.raw and not any(scope_of(self.program.nodes[i]) for i in selects):  # else nobody has counted on reading it
+            self.run.host.progress(piece * len(starts) * sum(RAW[self.run.ref(load).dtype].itemsize for load in stage.loads))
         if together and len(starts) > 1 and all(piece * len(starts) * RAW[self.run.ref(i).dtype].itemsize <= worker.inputs[i].size for i in probe.loads):
             inputs = [self._gather(worker, i, starts, piece) for i in probe.loads]
             data = BlockData(piece * len(starts), 0, inputs, [], None, values, self.run.smalls.of_stage(probe), [], [])
@@ -72,9 +80,10 @@ class Looking:
         return gathered
 
     def _probe(self, stage: Stage, nodes: tuple[int, ...]) -> Stage:
-        probe = self._probes.get((id(stage), nodes))
+        probes = self.run.host.probes
+        probe = probes.get((id(stage), nodes))
         if probe is None:
-            probe = self._probes[id(stage), nodes] = probe_stage(self.program, stage, nodes)
+            probe = probes[id(stage), nodes] = probe_stage(self.program, stage, nodes)
         return probe
 
     def _values(self, worker: Worker, stage: Stage, nodes: tuple[int, ...], first: int, out: list[Array]) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -82,9 +83,7 @@ class Statistic:
     @property
     def k(self) -> int:
         """Rank of the threshold from the top."""
-        if self.ties == "all":
-            return min(self.numel, order_stat(self.density, self.numel))
-        return count_from_density(self.density, self.numel)
+        return rank_from_top(self.density, self.ties, self.numel)
 
     def add(self, block: Any, counts: Counts) -> None:
         """Add what one block counted."""
@@ -148,6 +147,21 @@ class Statistic:
         places, counts = entry
         at = int(np.searchsorted(places, threshold.key & 0xFFFF))
         return int(counts[at]) if at < places.size and places[at] == threshold.key & 0xFFFF else 0
+
+
+@lru_cache(maxsize=4096)
+def rank_from_top(density: str, ties: str, numel: int) -> int:
+    """Rank of the threshold among `numel` magnitudes; `ties` is `first` or `all`, as in `plait.ops.algebra.top`."""
+    return min(numel, order_stat(density, numel)) if ties == "all" else count_from_density(density, numel)
+
+
+def settled(found: npt.NDArray[np.uint32], density: str, ties: str) -> tuple[int, float]:
+    """Threshold key and tie limit of magnitudes (as keys) that are all there."""
+    k = rank_from_top(density, ties, found.size)
+    key = int(np.partition(found, found.size - k)[found.size - k])
+    places = np.flatnonzero(found == key)
+    quota = k - int(np.count_nonzero(found > key))
+    return key, NO_LIMIT if ties == "all" or quota >= places.size else float(places[quota - 1] + 1)
 
 
 def foresee(sample: npt.NDArray[np.float32], density: str) -> tuple[int, int]:

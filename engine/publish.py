@@ -1,23 +1,31 @@
 """Where an output grows and how it appears: all at once, whole, or not at all.
 
-    out/                     the destination: absent (or an empty folder) until the last step
+    out/                     the destination: absent (or an empty folder, or with --overwrite the old one) until the last step
     .out.plait-partial/      the working folder beside it, on the same filesystem
         shard-00001.partial      data files, under names that no loader takes for a checkpoint
+        .plait-journal           what of them is on the disk for good (engine/journal.py)
     .out.plait-lock          held with flock while a run lasts; the kernel drops it when the run dies
+    .out.plait-old           what was replaced, until it is removed
 
 Publication: fsync of the data, side files, shards get their names, index last, fsync of the folder,
-one rename onto the destination, fsync of its parent. A kill at any instant leaves the destination
-as it was or whole; what a killed run left beside it is removed by the next run.
+one rename onto the destination, fsync of its parent, and the journal goes. A kill at any instant leaves
+the destination as it was or whole; what was finished is taken up by the next run.
+
+An old destination is replaced by exchanging the two names in one step (`renameat2` with RENAME_EXCHANGE), after which the old one is removed.
+Where the system or the filesystem cannot exchange, the old one is renamed aside and the new one put in its place: a kill between the two leaves
+the destination absent and the old one whole under `.out.plait-old`, and the next run puts it back first.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +33,8 @@ from plait.ops.errors import OutputError
 from plait.planner.safetensors_header import open_regular
 from plait.planner.types import SideFile
 
+_LOCK_TRIES, _LOCK_WAIT_S = 3, 0.02
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _HINTS = {
     errno.ENOSPC: "free some space and run again",
     errno.EDQUOT: "your disk quota is used up: free some space and run again",
@@ -57,12 +67,18 @@ def working_folder(destination: Path) -> Path:
     return destination.with_name(f".{destination.name}.plait-partial")
 
 
-def check_destination(destination: Path, inputs: Sequence[str] = ()) -> None:
+def old_folder(destination: Path) -> Path:
+    """The hidden name beside `destination` under which what it replaces lies until it is removed."""
+    return destination.with_name(f".{destination.name}.plait-old")
+
+
+def check_destination(destination: Path, inputs: Sequence[str] = (), *, overwrite: bool = False) -> None:
     """Refuse a destination that holds something, is a mount point, or touches an input model.
 
     Args:
         destination: real absolute path.
         inputs: folders and files of the input models.
+        overwrite: allow a destination that holds a checkpoint.
 
     Raises:
         OutputError: with the reason; nothing was created.
@@ -82,9 +98,13 @@ def check_destination(destination: Path, inputs: Sequence[str] = ()) -> None:
             return
         if not stat.S_ISDIR(mode):
             raise OutputError(f"{destination} exists and is not a folder; give a new folder", path=str(destination))
-        with os.scandir(destination) as entries:
-            if next(entries, None) is not None:
-                raise OutputError(f"{destination} is not empty; give a new folder", path=str(destination))
+        names = os.listdir(destination)
+    checkpoint = any(name.endswith(".safetensors") or name in ("config.json", "plait.json") for name in names)
+    if names and not checkpoint:
+        more = " (it holds no checkpoint, so --overwrite does not replace it)" if overwrite else ""
+        raise OutputError(f"{destination} is not empty; give a new folder{more}", path=str(destination))
+    if names and not overwrite:
+        raise OutputError(f"{destination} is not empty; give a new folder, or --overwrite to replace the checkpoint there", path=str(destination))
 
 
 class DestinationLock:
@@ -98,6 +118,7 @@ class DestinationLock:
 
     def acquire(self) -> None:
         """Take the lock or raise OutputError at once when another run has it."""
+        tries = 0
         while self._fd is None:
             with output_errors(self._path, "create the lock file of the output"):
                 fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -107,6 +128,10 @@ class DestinationLock:
                 if os.path.samestat(os.fstat(fd), os.lstat(self._path)):
                     self._fd = fd
             except BlockingIOError as error:
+                tries += 1
+                if tries < _LOCK_TRIES:  # `plait status` holds it for an instant to see whether anybody does
+                    time.sleep(_LOCK_WAIT_S)
+                    continue
                 raise OutputError(f"another run is writing to {self._destination}; wait for it or give another folder", path=str(self._destination)) from error
             except FileNotFoundError:
                 pass
@@ -116,6 +141,11 @@ class DestinationLock:
                 if self._fd is None:
                     os.close(fd)
 
+    @property
+    def held(self) -> bool:
+        """Whether this run has it."""
+        return self._fd is not None
+
     def release(self) -> None:
         """Remove and free the lock; harmless when it is not held."""
         if self._fd is not None:
@@ -123,6 +153,21 @@ class DestinationLock:
             self._path.unlink(missing_ok=True)
             os.close(self._fd)
             self._fd = None
+
+
+def is_locked(destination: Path) -> bool:
+    """Whether a run has the lock of a destination now."""
+    try:
+        fd = os.open(destination.with_name(f".{destination.name}.plait-lock"), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def remove_working(working: Path) -> None:
@@ -134,34 +179,89 @@ def remove_working(working: Path) -> None:
             shutil.rmtree(working)
 
 
-def finish_folder(working: Path, shards: Mapping[str, str], side_files: Sequence[SideFile], index: SideFile | None) -> None:
-    """Make a working folder a whole checkpoint: side files, final shard names, index last, all on disk.
+def finish_folder(working: Path, shards: Mapping[str, str], side_files: Iterable[SideFile], last: Iterable[SideFile] = ()) -> None:
+    """Make a working folder a whole checkpoint: side files, final shard names, index and manifest last, all on disk.
 
     Args:
         working: holds the data files, already fsynced.
         shards: partial name -> final name.
         side_files: small files; a later one replaces an earlier one of the same name.
-        index: the index of the shards, where there are several.
+        last: what says that the rest is there; made one after the other when the rest is.
     """
-    for side in {s.name: s for s in side_files}.values():
+    written = {s.name: s for s in side_files}
+    for side in written.values():
         _write_side(working, side)
     with output_errors(working, "name the shards"):
         for partial, final in shards.items():
             os.rename(working / partial, working / final)
-    if index is not None:
-        _write_side(working, index)
-    for folder in {working, *(working / Path(s.name).parent for s in side_files)}:
+    for side in last:
+        _write_side(working, side)
+    for folder in {working, *(working / Path(name).parent for name in written)}:
         sync_folder(folder)
 
 
 def place_folder(working: Path, destination: Path) -> None:
-    """The step that makes the output visible: one rename, which also replaces an empty folder."""
+    """The step that makes the output visible: one rename, which also replaces an empty folder, or an exchange with what is there."""
     try:
+        if destination.is_dir() and any(destination.iterdir()):
+            raise OSError(errno.ENOTEMPTY, "somebody has put something there meanwhile")
         os.rename(working, destination)
     except OSError as error:
-        why = f"{destination} could not be put in place ({error.strerror})"
-        raise OutputError(f"{why}; the whole result is in {working}: move it before running again", path=str(destination), kept=str(working)) from error
+        raise _not_placed(error, working, destination) from error
     sync_folder(destination.parent)
+
+
+def replace_folder(working: Path, destination: Path) -> None:
+    """Put the output in the place of the folder that is there, and remove that one."""
+    old = old_folder(destination)
+    try:
+        if exchange(working, destination):
+            os.rename(working, old)
+        else:
+            os.rename(destination, old)
+            try:
+                os.rename(working, destination)
+            except OSError:
+                os.rename(old, destination)
+                raise
+    except OSError as error:
+        raise _not_placed(error, working, destination) from error
+    sync_folder(destination.parent)
+    remove_working(old)
+
+
+def recover_old(destination: Path) -> None:
+    """After a crash in the middle of a replacement: the old folder goes back where nothing has taken its place, and away where something has."""
+    old = old_folder(destination)
+    if os.path.lexists(old):
+        if os.path.lexists(destination):
+            remove_working(old)
+        else:
+            with output_errors(old, "put the old output back"):
+                os.rename(old, destination)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False where the system or the filesystem cannot.
+
+    Raises:
+        OSError: it can, and failed.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    rename.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number))
+
+
+def _not_placed(error: OSError, working: Path, destination: Path) -> OutputError:
+    why = f"{destination} could not be put in place ({error.strerror})"
+    return OutputError(f"{why}; the whole result is in {working}: move it before running again", path=str(destination), kept=str(working))
 
 
 def sync_folder(folder: Path) -> None:

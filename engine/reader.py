@@ -7,8 +7,10 @@ compares size and time of change when the run has read everything.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
+import time
 from collections.abc import Iterable
 from types import TracebackType
 
@@ -19,6 +21,7 @@ from plait.planner.safetensors_header import open_regular
 from plait.planner.types import FileIdentity
 
 _MOST_PER_CALL = 1 << 30  # below the 2 GiB at which Linux cuts a read short
+_RETRIES_S = (0.01, 0.1, 0.5)  #: waits before a failed read is tried again: network disks and old ones often give on the second try
 
 
 class Reader:
@@ -69,7 +72,7 @@ class Reader:
         done = 0
         while done < view.nbytes:
             try:
-                count = os.preadv(fd, [view[done : done + _MOST_PER_CALL]], offset + done)
+                count = _preadv(fd, view[done : done + _MOST_PER_CALL], offset + done)
             except OSError as error:
                 why = f"could not be read at byte {offset + done} ({error.strerror})"
                 raise CheckpointError(f"{file} {why}; check the disk, or copy the file again", path=file, offset=offset + done) from error
@@ -119,3 +122,15 @@ class Reader:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Close the files."""
         self.close()
+
+
+def _preadv(fd: int, view: memoryview, offset: int) -> int:
+    """`os.preadv`, tried again a few times when the disk reports an error."""
+    for wait_s in _RETRIES_S:
+        try:
+            return os.preadv(fd, [view], offset)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+        time.sleep(wait_s)
+    return os.preadv(fd, [view], offset)

@@ -24,16 +24,18 @@ class ShardFile:
     """A file of known size that any thread may write any range of, once.
 
     Args:
-        path: of the file; must not exist.
+        path: of the file; must not exist, unless it is continued.
         size: bytes, allocated at once so that a full disk shows now.
         direct: write whole pages past the page cache, where the filesystem can.
+        existing: go on with a file that is there.
 
     Raises:
         OSError: the file cannot be made, or the disk is too full.
     """
 
-    def __init__(self, path: Path, size: int, *, direct: bool = True) -> None:
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    def __init__(self, path: Path, size: int, *, direct: bool = True, existing: bool = False) -> None:
+        how = os.O_NOFOLLOW if existing else os.O_CREAT | os.O_EXCL
+        self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | how, 0o666)
         self._direct = -1
         try:
             _reserve(self.fd, size)
@@ -75,6 +77,10 @@ class ShardFile:
     def sync(self) -> None:
         """Make everything durable."""
         os.fsync(self.fd)
+
+    def sync_data(self) -> None:
+        """Make the bytes written so far durable, and as much of the rest as finding them again takes."""
+        os.fdatasync(self.fd)
 
     def close(self) -> None:
         """Close the file; harmless when called again."""

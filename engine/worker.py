@@ -12,13 +12,14 @@ import numpy as np
 from plait.engine.blockrun import Array, BlockRunner, Counts, make_runner
 from plait.engine.codegen import Kernel, generate
 from plait.engine.events import Events, Report
+from plait.engine.journal import Found
 from plait.engine.orderstat import Statistic
 from plait.engine.pool import DevicePool, take_seat
 from plait.engine.prepare import kernel_key
 from plait.engine.reader import Reader
 from plait.engine.writebehind import Ticket, WriteBehind
 from plait.engine.writer import Sink
-from plait.planner.blocks import PAGE, stage_buffers
+from plait.planner.blocks import PAGE, StageBuffers, stage_buffers
 from plait.planner.plan import Plan
 from plait.planner.program import Program, Stage
 
@@ -47,6 +48,7 @@ class Worker:
         self.scratch: Array = memory[:0]
         self._runners: dict[Hashable, BlockRunner] = {}
         self._arranged: Hashable = None
+        self._sizes: dict[Hashable, StageBuffers] = {}
 
     def arrange(self, program: Program, stage: Stage) -> None:
         """Divide the memory as a stage needs it."""
@@ -54,7 +56,9 @@ class Worker:
         if key == self._arranged:
             return
         self._arranged = key
-        sizes = stage_buffers(program, stage)
+        sizes = self._sizes.get(key)
+        if sizes is None:
+            sizes = self._sizes[key] = stage_buffers(program, stage)
         self.inputs, at = {}, 0
         for load, nbytes in zip(stage.loads, sizes.inputs, strict=True):
             self.inputs[load] = self._arena[at : at + nbytes]
@@ -111,6 +115,9 @@ class Host:
         sweeps: for each program, the sweep of each stage.
         statistics: model-wide order statistics, by scope key.
         sums: model-wide sums: scope key -> tensor name -> partial.
+        probes: stages that only look at values, by the stage they look into and the nodes.
+        found: what an earlier run made durable.
+        copied: bytes copied without decoding.
         scope_values: finished model-wide statistics: scope key -> tensor name -> value ("" for all).
     """
 
@@ -125,8 +132,11 @@ class Host:
     sums: dict[str, dict[str, float]] = field(default_factory=dict)
     scope_values: dict[str, dict[str, Any]] = field(default_factory=dict)
     workers: dict[int, Worker] = field(default_factory=dict)
+    probes: dict[Hashable, Stage] = field(default_factory=dict)
     slabs: list[Array] = field(default_factory=list)
     pool: DevicePool = field(default_factory=lambda: DevicePool(()))
+    found: Found = field(default_factory=Found)
+    copied: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def spare_worker(self) -> Worker:
@@ -156,6 +166,11 @@ class Host:
         """Note order statistics whose digit was not foreseen."""
         with self._lock:
             self.report.recounted += count
+
+    def count_copied(self, nbytes: int) -> None:
+        """Note bytes copied without decoding."""
+        with self._lock:
+            self.copied += nbytes
 
     def add_sum(self, scope: str, tensor: str, value: float) -> None:
         """A tensor's share of a model-wide sum."""

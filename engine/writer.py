@@ -9,13 +9,20 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from plait.engine.blockrun import Array
+from plait.engine.journal import JOURNAL_NAME, Found
+from plait.engine.manifest import MANIFEST_NAME, file_sum, manifest
+from plait.engine.partial import Partial, partial_name
 from plait.engine.publish import (
     DestinationLock,
     check_destination,
@@ -23,7 +30,9 @@ from plait.engine.publish import (
     output_error,
     output_errors,
     place_folder,
+    recover_old,
     remove_working,
+    replace_folder,
     working_folder,
 )
 from plait.engine.shardfile import MAX_WRITE_BYTES, ShardFile
@@ -64,6 +73,21 @@ class Sink(Protocol):
         """Leave nothing behind; harmless after `publish`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Finished work that a run leaves for the next one.
+
+    Attributes:
+        working: folder that holds it.
+        nbytes: of tensors that are done.
+        total: bytes of all tensors.
+    """
+
+    working: Path
+    nbytes: int
+    total: int
+
+
 class OutputFolder:
     """A checkpoint folder that appears whole or not at all; a context manager that abandons on error.
 
@@ -71,9 +95,22 @@ class OutputFolder:
         destination: folder to make; must not exist, or be empty.
         layout: of the files.
         inputs: folders and files of the input models, which the destination must not touch.
+        identity: says what is being made (`engine/identity.py`). With it finished work is kept when a run ends early, the next run of the same
+            identity takes it up, and the output has a manifest.
+        restart: drop what an earlier run left, whatever it was.
+        overwrite: replace a checkpoint that is at the destination, once this one is whole.
     """
 
-    def __init__(self, destination: Path, layout: Layout, inputs: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        destination: Path,
+        layout: Layout,
+        inputs: Sequence[str] = (),
+        *,
+        identity: Callable[[], dict[str, Any]] | None = None,
+        restart: bool = False,
+        overwrite: bool = False,
+    ) -> None:
         """Touch nothing yet."""
         self.destination = Path(os.path.realpath(Path(destination).expanduser()))
         self.working = working_folder(self.destination)
@@ -86,6 +123,15 @@ class OutputFolder:
         self._made_parents: list[Path] = []
         self._removable = False
         self._published = False
+        self._restart, self._overwrite, self._identity = restart, overwrite, identity
+        self._partial = Partial(self.working, self.destination, layout, identity) if identity is not None else None
+        self._expected = sum(place.nbytes for place in layout.places.values())
+        self.kept: Kept | None = None
+
+    @property
+    def found(self) -> Found:
+        """What an earlier run made durable; it need not be written again."""
+        return self._partial.found if self._partial is not None else Found()
 
     @property
     def bytes_written(self) -> int:
@@ -98,18 +144,22 @@ class OutputFolder:
         Raises:
             OutputError: the destination cannot take the result; nothing is left behind.
         """
-        check_destination(self.destination, self._inputs)
+        check_destination(self.destination, self._inputs, overwrite=self._overwrite)
         try:
             self._make_parents()
             self._lock.acquire()
-            check_destination(self.destination, self._inputs)  # another run may have ended meanwhile
-            remove_working(self.working)
-            with output_errors(self.working, "create the working folder"):
-                os.mkdir(self.working)
-            self._removable = True
+            recover_old(self.destination)
+            check_destination(self.destination, self._inputs, overwrite=self._overwrite)  # another run may have ended meanwhile
+            if self._partial is None or not self._partial.take_up(self._restart):
+                remove_working(self.working)
+                with output_errors(self.working, "create the working folder"):
+                    os.mkdir(self.working)
+                self._removable = True
             self._check_space()
             for number, shard in enumerate(self._layout.shards):
-                self._create(self._partial(number), shard.size, shard.header)
+                self._create(partial_name(number), shard.size, shard.header)
+            if self._partial is not None:
+                self._partial.start(self._files)
         except BaseException:
             self.abandon()
             raise
@@ -124,7 +174,10 @@ class OutputFolder:
         if not view.nbytes:
             return
         self._check_range(shard, offset, view.nbytes)
-        self._write(shard, view.cast("B"), offset, data.__array_interface__["data"][0] if isinstance(data, np.ndarray) else -1)
+        view = view.cast("B")
+        self._write(shard, view, offset, data.__array_interface__["data"][0] if isinstance(data, np.ndarray) else -1)
+        if self._partial is not None:
+            self._partial.wrote(shard, offset, view)
         self._count(view.nbytes)
 
     def copy(self, shard: int, offset: int, source_fd: int, source_offset: int, nbytes: int) -> None:
@@ -138,51 +191,78 @@ class OutputFolder:
             return
         self._check_range(shard, offset, nbytes)
         done = self._kernel_copy(shard, offset, source_fd, source_offset, nbytes)
+        buffer = np.empty(MAX_WRITE_BYTES if done < nbytes else 0, np.uint8)
         while done < nbytes:
-            try:
-                part = os.pread(source_fd, min(MAX_WRITE_BYTES, nbytes - done), source_offset + done)
-            except OSError as error:
-                raise CheckpointError(f"{_name_of(source_fd)} cannot be read ({error.strerror}); check the disk", path=_name_of(source_fd)) from error
-            if not part:
-                why = f"ended early, at byte {source_offset + done}: it changed while being read"
-                raise CheckpointError(f"{_name_of(source_fd)} {why}; put the whole file back and run again", path=_name_of(source_fd))
-            self._write(shard, memoryview(part), offset + done)
-            done += len(part)
+            part = buffer[: min(buffer.size, nbytes - done)]
+            _read_source(source_fd, source_offset + done, part)
+            self._write(shard, part.data, offset + done)
+            done += part.size
+        if self._partial is not None:
+            self._partial.copied(shard, offset, nbytes, partial(_read_source, source_fd), source_offset)
         self._count(nbytes)
 
-    def publish(self, extra_side_files: Sequence[SideFile] = ()) -> None:
+    def publish(self, extra_side_files: Sequence[SideFile] = (), facts: Mapping[str, Any] | None = None) -> None:
         """Make everything durable, then visible under the destination's name in one rename.
 
         Args:
             extra_side_files: small files beside those of the layout; they replace those of the same name.
+            facts: further entries of the manifest.
 
         Raises:
             OutputError: a step failed. If only the last one did, the whole result is kept where the message says.
         """
         layout = self._layout
-        expected = sum(place.nbytes for place in layout.places.values())
-        if self._bytes_written < expected:
-            why = f"only {self._bytes_written} of {expected} bytes were written: the run is not finished"
+        done = self._bytes_written + self.found.nbytes
+        if done < self._expected:
+            why = f"only {done} of {self._expected} bytes were written: the run is not finished"
             raise OutputError(f"{self.destination}: {why}; run it again", path=str(self.destination))
         for number, file in enumerate(self._files):
-            with output_errors(self.working / self._partial(number), "flush the data to disk"):
+            with output_errors(self.working / partial_name(number), "flush the data to disk"):
                 file.sync()
-        index = SideFile(INDEX_NAME, content=index_json(layout)) if len(layout.shards) > 1 else None
-        names = {self._partial(number): shard.name for number, shard in enumerate(layout.shards)}
-        finish_folder(self.working, names, (*layout.side_files, *extra_side_files), index)
+        if self._partial is not None:
+            self._partial.settle()
+        index = [SideFile(INDEX_NAME, content=index_json(layout))] if len(layout.shards) > 1 else []
+        names = {partial_name(number): shard.name for number, shard in enumerate(layout.shards)}
+        sides = list({side.name: side for side in (*layout.side_files, *extra_side_files)}.values())
+        manifests = self._manifest([*sides, *index], facts or {}) if self._partial is not None else ()
+        finish_folder(self.working, names, sides, chain(index, manifests))
         self._removable = False
-        place_folder(self.working, self.destination)
+        replaced = self._overwrite and self.destination.is_dir() and any(self.destination.iterdir())
+        (replace_folder if replaced else place_folder)(self.working, self.destination)
         self._published = True
         self.abandon()
 
+    def _manifest(self, sides: Sequence[SideFile], facts: Mapping[str, Any]) -> Iterator[SideFile]:
+        """The manifest, made when the files that it names lie in the folder."""
+        assert self._partial is not None
+        assert self._identity is not None
+        sums = {side.name: file_sum(self.working / side.name) for side in sides}
+        yield SideFile(MANIFEST_NAME, content=manifest(self._identity(), self._layout, self._partial.entries(), sums, facts))
+
     def abandon(self) -> None:
-        """Close the files, remove the working folder and free the lock; harmless when called again."""
+        """Close the files and free the lock; what is durable stays for the next run, else the working folder goes. Harmless when called again."""
+        if self._partial is not None and not self._published and self._partial.stop() and self._lock.held:
+            self._removable = False
+            self.kept = Kept(self.working, self._partial.durable_bytes, self._expected)
+            self._made_parents.clear()
+        self._close()
+
+    def discard(self) -> None:
+        """Close the files, remove the working folder with whatever is in it, and free the lock."""
+        if self._partial is not None:
+            self._partial.stop()
+        self._removable = self._lock.held and not self._published
+        self._close()
+
+    def _close(self) -> None:
         while self._files:
             self._files.pop().close()
         try:
             if self._removable:
                 remove_working(self.working)
                 self._removable = False
+            if self._published:  # the journal has done its work
+                (self.destination / JOURNAL_NAME).unlink(missing_ok=True)
         finally:
             self._lock.release()
         if not self._published:
@@ -202,9 +282,6 @@ class OutputFolder:
         """Abandon whatever was not published."""
         self.abandon()
 
-    def _partial(self, number: int) -> str:
-        return f"shard-{number + 1:05d}.partial"
-
     def _make_parents(self) -> None:
         missing: list[Path] = []
         folder = self.destination.parent
@@ -217,7 +294,8 @@ class OutputFolder:
             self._made_parents.append(parent)
 
     def _check_space(self) -> None:
-        needed = sum(shard.size for shard in self._layout.shards)
+        there = {p.name for p in self.working.iterdir()}
+        needed = sum(shard.size for number, shard in enumerate(self._layout.shards) if partial_name(number) not in there)
         for side in self._layout.side_files:
             needed += len(side.content or b"") if side.source is None else os.stat(side.source).st_size if os.path.exists(side.source) else 0
         with output_errors(self.working, "ask for the free space"):
@@ -234,7 +312,7 @@ class OutputFolder:
     def _create(self, name: str, size: int, header: bytes) -> None:
         path = self.working / name
         with output_errors(path, f"reserve {size} bytes"):
-            self._files.append(ShardFile(path, size))
+            self._files.append(ShardFile(path, size, existing=path.exists()))
         self._write(len(self._files) - 1, memoryview(header), 0)
 
     def _check_range(self, shard: int, offset: int, nbytes: int) -> None:
@@ -266,6 +344,20 @@ class OutputFolder:
     def _count(self, nbytes: int) -> None:
         with self._count_lock:
             self._bytes_written += nbytes
+
+
+def _read_source(fd: int, offset: int, buffer: Array) -> None:
+    """Fill a buffer from an input file."""
+    done = 0
+    while done < buffer.size:
+        try:
+            count = os.preadv(fd, [buffer[done:]], offset + done)
+        except OSError as error:
+            raise CheckpointError(f"{_name_of(fd)} cannot be read ({error.strerror}); check the disk", path=_name_of(fd)) from error
+        if not count:
+            why = f"ended early, at byte {offset + done}: it changed while being read"
+            raise CheckpointError(f"{_name_of(fd)} {why}; put the whole file back and run again", path=_name_of(fd))
+        done += count
 
 
 def _name_of(fd: int) -> str:

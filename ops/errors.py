@@ -7,7 +7,9 @@
     │   └── BudgetTooSmall    the memory budget cannot work (task, needed, budget)
     ├── OutputError       the destination cannot take the result (path)
     ├── KernelError       a computation failed (task)
-    └── ResumeError       an interrupted run cannot be continued as asked
+    ├── ResumeError       an interrupted run cannot be continued as asked
+    ├── VerifyError       an output is not what was written (path, tensors)
+    └── Stopped           the run was asked to stop, and did
 
 On the command line each is one readable line. `exit_status` is 2 where the user can mend the
 input and 1 where the run itself failed.
@@ -29,6 +31,7 @@ class PlaitError(Exception):
     def __init__(self, message: str, **facts: object) -> None:
         super().__init__(message)
         self.message = message
+        self.advice = ""  #: one more sentence for people, on how finished work is continued
         self.facts = facts
 
 
@@ -60,3 +63,15 @@ class KernelError(PlaitError):
 
 class ResumeError(PlaitError):
     """An interrupted run cannot be continued with these inputs or options."""
+
+
+class VerifyError(PlaitError):
+    """An output is not what was written, or not what its recipe gives."""
+
+    exit_status = 1
+
+
+class Stopped(PlaitError):
+    """A run was asked to stop and has; finished work is kept for the next one."""
+
+    exit_status = 130

@@ -16,7 +16,7 @@ from plait.api import Options, merge, plan, plan_model, write
 from plait.catalogue import methods
 from plait.models import Model
 from plait.models import open_model as open
-from plait.ops.errors import BudgetTooSmall, CheckpointError, KernelError, OutputError, PlaitError, PlanError, RecipeError, ResumeError
+from plait.ops.errors import BudgetTooSmall, CheckpointError, KernelError, OutputError, PlaitError, PlanError, RecipeError, ResumeError, Stopped, VerifyError
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,6 +30,8 @@ __all__ = [
     "PlanError",
     "RecipeError",
     "ResumeError",
+    "Stopped",
+    "VerifyError",
     "merge",
     "methods",
     "open",

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plait.engine.device import SIMULATED, simulated_sizes
 from plait.engine.events import Events, Report
@@ -13,11 +18,11 @@ from plait.engine.machine import available_memory, cores, gpu_memory
 from plait.engine.ratefile import load_rates
 from plait.models import Model, left_out, output_specs
 from plait.ops.dtypes import BY_CODE, BY_NAME, RECIPE_FLOATS
-from plait.ops.errors import PlanError
+from plait.ops.errors import CheckpointError, PlaitError, PlanError, ResumeError
 from plait.planner.assemble import assemble
 from plait.planner.checkpoint import open_checkpoint, resolve_model
 from plait.planner.collector import collector_paused
-from plait.planner.donor import side_files
+from plait.planner.donor import RECIPE_NAME, side_files
 from plait.planner.expressions import OutputSpec, job_specs
 from plait.planner.layers import split
 from plait.planner.layout import make_layout
@@ -26,6 +31,10 @@ from plait.planner.recipe import load_recipe
 from plait.planner.residency import CHOICES
 from plait.planner.schedule import MIB, Resources, make_plan, parse_size, size
 from plait.planner.types import Checkpoint, Job, SideFile
+
+if TYPE_CHECKING:
+    from plait.engine.reader import Reader
+    from plait.engine.writer import OutputFolder
 
 #: Largest size of one output file unless asked otherwise.
 SHARD_SIZE = "5GB"
@@ -46,6 +55,8 @@ class Options:
             budget allows, `reread` nowhere. The output is the same.
         maps: where streamed work runs: `cpu`, or `cuda`. Streaming is bound by disk and PCIe, so the CPU is the default; the output is
             the same.
+        restart: drop what an interrupted run left beside the destination, instead of continuing it.
+        overwrite: replace a checkpoint at the destination; it stays until the new one is whole.
     """
 
     memory: str | int | None = None
@@ -56,6 +67,8 @@ class Options:
     shard_size: str | int = SHARD_SIZE
     residency: str = "auto"
     maps: str = "cpu"
+    restart: bool = False
+    overwrite: bool = False
 
 
 def plan(recipe: str | Path, options: Options | None = None, *, memory: str | int | None = None) -> Plan:
@@ -72,8 +85,16 @@ def plan(recipe: str | Path, options: Options | None = None, *, memory: str | in
     return _plan_recipe(recipe, _options(options, memory))[0]
 
 
-def merge(recipe: str | Path, out: str | Path, options: Options | None = None, *, memory: str | int | None = None, events: Events | None = None) -> Report:
-    """Merge as a recipe says.
+def merge(
+    recipe: str | Path,
+    out: str | Path,
+    options: Options | None = None,
+    *,
+    memory: str | int | None = None,
+    events: Events | None = None,
+    stop: threading.Event | None = None,
+) -> Report:
+    """Merge as a recipe says; go on where an interrupted run of the same merge ended.
 
     Args:
         recipe: path of a YAML recipe.
@@ -81,16 +102,20 @@ def merge(recipe: str | Path, out: str | Path, options: Options | None = None, *
         options: how the machine may be used.
         memory: shorthand for `Options(memory=...)`.
         events: hears how the run goes on.
+        stop: set it, from any thread or signal handler, to have the run finish the blocks in hand, keep them and raise `Stopped`.
 
     Returns:
         What the run did: seconds and bytes.
 
     Raises:
-        PlaitError: as for `plan`, or the destination or the run failed; nothing is left at `out`.
+        ResumeError: an interrupted run of another recipe, of other inputs or with other options is kept there.
+        PlaitError: as for `plan`, or the destination or the run failed; nothing is at `out`. Where finished work was kept, the fact `kept` of the
+            error is the folder that holds it, and the same call continues it.
     """
     begun = time.perf_counter()
-    planned, sides, inputs = _plan_recipe(recipe, _options(options, memory))
-    return run_plan(planned, out, sides, inputs, events, begun)
+    options = _options(options, memory)
+    planned, sides, inputs = _plan_recipe(recipe, options)
+    return run_plan(planned, out, sides, inputs, events, begun, options, source=str(recipe), stop=stop)
 
 
 def plan_model(model: Model, options: Options | None = None, *, memory: str | int | None = None, dtype: str | None = None) -> Plan:
@@ -99,9 +124,16 @@ def plan_model(model: Model, options: Options | None = None, *, memory: str | in
 
 
 def write(
-    model: Model, out: str | Path, options: Options | None = None, *, memory: str | int | None = None, dtype: str | None = None, events: Events | None = None
+    model: Model,
+    out: str | Path,
+    options: Options | None = None,
+    *,
+    memory: str | int | None = None,
+    dtype: str | None = None,
+    events: Events | None = None,
+    stop: threading.Event | None = None,
 ) -> Report:
-    """Compute a model expression and write it as a checkpoint folder.
+    """Compute a model expression and write it as a checkpoint folder; go on where an interrupted run of the same expression ended.
 
     Args:
         model: from `plait.open`, operators and `plait.methods`.
@@ -110,30 +142,79 @@ def write(
         memory: shorthand for `Options(memory=...)`.
         dtype: of the output's float tensors (`float16`, `bfloat16`, `float32`); None for that of the inputs.
         events: hears how the run goes on.
+        stop: as for `merge`.
 
     Raises:
         PlaitError: as for `merge`.
     """
     begun = time.perf_counter()
-    planned, sides, inputs = _plan_model(model, _options(options, memory), dtype)
-    return run_plan(planned, out, sides, inputs, events, begun)
+    options = _options(options, memory)
+    planned, sides, inputs = _plan_model(model, options, dtype)
+    return run_plan(planned, out, sides, inputs, events, begun, options, stop=stop)
 
 
-def run_plan(planned: Plan, out: str | Path, sides: Sequence[SideFile], inputs: Sequence[str], events: Events | None, begun: float) -> Report:
+def run_plan(
+    planned: Plan,
+    out: str | Path,
+    sides: Sequence[SideFile],
+    inputs: Sequence[str],
+    events: Events | None,
+    begun: float,
+    options: Options | None = None,
+    *,
+    source: str = "",
+    stop: threading.Event | None = None,
+) -> Report:
     """Run a plan into a folder that appears whole or not at all."""
+    from plait import __version__
     from plait.engine.executor import execute
+    from plait.engine.identity import identity
+    from plait.engine.manifest import figures
     from plait.engine.pool import open_pool
     from plait.engine.reader import Reader
     from plait.engine.writer import OutputFolder
 
-    with OutputFolder(Path(out), planned.layout, inputs) as folder, Reader() as reader, open_pool(planned.gpu_budget_bytes) as pool:
-        report = execute(planned, folder, reader, events, pool)
-        reader.check_unchanged(planned.files)
-        folder.publish(sides)
+    options = options or Options()
+    text = next(((side.content or b"").decode() for side in sides if side.name == RECIPE_NAME), "")
+    made = lru_cache(maxsize=1)(lambda: identity(planned, __version__, text, source))
+    folder = OutputFolder(Path(out), planned.layout, inputs, identity=made, restart=options.restart, overwrite=options.overwrite)
+    try:
+        with folder, Reader() as reader, open_pool(planned.gpu_budget_bytes) as pool:
+            try:
+                report = execute(planned, folder, reader, events, pool, folder.found, stop)
+            except BaseException:
+                with suppress(CheckpointError):
+                    _check_inputs(reader, planned, folder)
+                raise
+            _check_inputs(reader, planned, folder)
+            report.seconds = time.perf_counter() - begun
+            folder.publish(sides, figures(planned, report))
+    except PlaitError as error:
+        _say_what_is_kept(error, folder)
+        raise
     report.seconds = time.perf_counter() - begun
     if events is not None:
         events.ended(report)
     return report
+
+
+def _check_inputs(reader: Reader, planned: Plan, folder: OutputFolder) -> None:
+    """Inputs that changed under the run spoil what was computed from them: nothing of it is kept."""
+    try:
+        reader.check_unchanged(planned.files)
+    except CheckpointError as error:
+        if "differs" in error.facts:  # else it is out of reach, and may come back as it was
+            folder.discard()
+        raise
+
+
+def _say_what_is_kept(error: PlaitError, folder: OutputFolder) -> None:
+    kept = folder.kept
+    if kept is None or "kept" in error.facts or isinstance(error, ResumeError):
+        return
+    error.facts.update(kept=str(kept.working), kept_bytes=kept.nbytes, total_bytes=kept.total)
+    done = f"{size(kept.nbytes)} of {size(kept.total)} are done and kept"
+    error.advice = f"{done}: the same command continues; --restart begins anew, `rm -r {shlex.quote(str(kept.working))}` drops them"
 
 
 # -- from recipes and models to plans ---------------------------------------------------------------

@@ -19,27 +19,52 @@ Examples:
   plait demo                                 merge real models, made here in two minutes
   plait plan recipe.yml --memory 4GiB        what would it do, and what does it need?
   plait merge recipe.yml out --memory 4GiB   do it
+  plait status out                           whole, running or interrupted, and how to go on
+  plait verify out                           read it again: is it what was written?
   plait methods ties                         what a method does and takes
   plait inspect path/to/model                a checkpoint at a glance
   plait bench machine                        measure this machine, for better predictions
 """
-_RECIPE = """
+_PLAN_EXAMPLES = """
 \b
 Examples:
-  plait {command}
+  plait plan recipe.yml --memory 4GiB
+"""
+_RECIPE_FORM = """
 \b
 A recipe is mergekit's YAML:
   merge_method: ties
   base_model: path/to/base
   models:
     - model: path/to/math
-      parameters: {{weight: 1.0, density: 0.2}}
+      parameters: {weight: 1.0, density: 0.2}
     - model: path/to/code
-      parameters: {{weight: 1.0, density: 0.2}}
-  parameters: {{lambda: 1.0}}
+      parameters: {weight: 1.0, density: 0.2}
+  parameters: {lambda: 1.0}
   dtype: bfloat16
   steps:                         # after the merge; not in mergekit
     - method: magic_wsc
+"""
+_MERGE_EXAMPLES = """
+\b
+Examples:
+  plait merge recipe.yml out --memory 4GiB --workers 8
+  plait merge recipe.yml out                 again after a crash: goes on
+  plait merge recipe.yml out --restart       begins anew instead
+  plait merge recipe.yml out --overwrite     replaces out when the new one is whole
+"""
+_STATUS_EXAMPLES = """
+\b
+Examples:
+  plait status out                  nothing, running, interrupted at N of M bytes, or whole
+  plait status out --format json    the same as data
+"""
+_VERIFY_EXAMPLES = """
+\b
+Examples:
+  plait verify out                                   read every byte again and compare with the checksums of its manifest
+  plait verify out --against recipe.yml              compute a sample of blocks again from the inputs and compare the bits
+  plait verify out --against recipe.yml --blocks 100 --seed 7
 """
 _METHODS_EXAMPLES = """
 \b
@@ -80,12 +105,12 @@ class _Group(click.Group):
                 click.echo(f"plait: {error.format_message().rstrip('.')}; `{path} --help` says what it takes", err=True)
             sys.exit(error.exit_code)
         except click.Abort:  # Ctrl-C
-            click.echo("plait: interrupted; nothing was published. Give the same command to start again", err=True)
+            click.echo("plait: interrupted; nothing was published. Give the same command to go on", err=True)
             sys.exit(130)
         except PlaitError as error:
             if debug:
                 raise
-            lines = error.message.splitlines() or [type(error).__name__]
+            lines = [*(error.message.splitlines() or [type(error).__name__]), *error.advice.splitlines()]
             click.echo("\n".join([f"plait: {lines[0]}", *(f"       {line}" for line in lines[1:])]), err=True)
             sys.exit(error.exit_status)
         except Exception as error:
@@ -160,16 +185,21 @@ def _options(values: dict[str, Any]) -> Any:
     return Options(**values)
 
 
-@main.command(epilog=_RECIPE.format(command="merge recipe.yml out --memory 4GiB --workers 8"))
+@main.command(epilog=_MERGE_EXAMPLES + _RECIPE_FORM)
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @_machine_options
+@click.option("--restart", is_flag=True, help="Begin anew: drop what an interrupted run has finished, instead of continuing it.")
+@click.option("--overwrite", is_flag=True, help="Replace the checkpoint at OUT; it stays until the new one is whole.")
 @click.option("--quiet", "-q", is_flag=True, help="Say nothing unless something is wrong.")
 def merge(recipe: Path, out: Path, quiet: bool, **machine: Any) -> None:
     """Merge as RECIPE says into the new folder OUT.
 
-    OUT appears whole, at the end, or not at all; it must not exist or be empty. The result is the same for every budget and
-    number of workers.
+    OUT appears whole, at the end, or not at all; it must not exist or be empty, unless --overwrite replaces a checkpoint. The
+    result is the same for every budget and number of workers.
+
+    A run that is interrupted, killed or fails keeps what it has finished, and the same command continues it: with other
+    --memory, --workers or --device too, but not with another recipe or changed inputs. `plait status OUT` says what is there.
     """
     from rich.console import Console
 
@@ -177,14 +207,18 @@ def merge(recipe: Path, out: Path, quiet: bool, **machine: Any) -> None:
     from plait.engine.events import Quiet
     from plait.planner.schedule import size
     from plait.progress import ProgressBar
+    from plait.stopping import stopped_by_signals
 
     options = _options(machine)
-    if quiet:
-        run(recipe, out, options, events=Quiet())
-        return
     console = Console(stderr=True, highlight=False)
-    with ProgressBar(console) as bar:
-        report = run(recipe, out, options, events=bar)
+    if quiet:
+        with stopped_by_signals() as stop:
+            run(recipe, out, options, events=Quiet(), stop=stop)
+        return
+    with stopped_by_signals() as stop, ProgressBar(console) as bar:
+        report = run(recipe, out, options, events=bar, stop=stop)
+    if report.bytes_resumed:
+        console.print(f"{size(report.bytes_resumed)} were there from an interrupted run and stayed as they were")
     rate = (report.bytes_read + report.bytes_written) / max(report.seconds, 1e-9)
     console.print(
         f"{out}: {size(report.bytes_written)} written, {size(report.bytes_read)} read in {report.seconds:.1f} s ({size(rate)}/s)", markup=False, soft_wrap=True
@@ -193,7 +227,7 @@ def merge(recipe: Path, out: Path, quiet: bool, **machine: Any) -> None:
         console.print(f"{report.gpu_retries} tasks that a GPU had no memory for were done again; a smaller --gpu-memory plans for less there")
 
 
-@main.command(epilog=_RECIPE.format(command="plan recipe.yml --memory 4GiB"))
+@main.command(epilog=_PLAN_EXAMPLES + _RECIPE_FORM)
 @click.argument("recipe", type=click.Path(path_type=Path))
 @_machine_options
 @click.option("--format", "form", type=click.Choice(["tree", "json"]), default="tree", show_default=True, help="A tree to read, or data.")
@@ -213,6 +247,48 @@ def plan(recipe: Path, form: str, **machine: Any) -> None:
     from plait.planner.explain import to_tree
 
     Console(highlight=False).print(to_tree(planned))
+
+
+@main.command(epilog=_STATUS_EXAMPLES)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Sentences to read, or data.")
+@click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
+def status(out: Path, form: str, debug: bool) -> None:
+    """Say what lies at OUT: nothing, a running merge, an interrupted one, or a whole output.
+
+    Of an interrupted merge it says how much is done, from which recipe, and how to go on.
+    """
+    from plait.keeping import status as look
+
+    found = look(out)
+    click.echo(json.dumps(found.to_dict(), indent=1) if form == "json" else "\n".join(found.sentences()))
+
+
+@main.command(epilog=_VERIFY_EXAMPLES)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--against", type=click.Path(path_type=Path), metavar="RECIPE", help="Compute a sample of blocks again from the inputs.")
+@click.option("--blocks", type=click.IntRange(1), default=32, show_default=True, help="How many blocks --against computes, at most.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Choice of the sample of --against.")
+@_machine_options
+def verify(out: Path, against: Path | None, blocks: int, seed: int, **machine: Any) -> None:
+    """Check that OUT is what was written: every byte, against the checksums in its plait.json.
+
+    With --against RECIPE a sample of its blocks is computed again from the inputs instead, and the bits are compared. Exit
+    status 1 says that something differs.
+    """
+    from rich.console import Console
+
+    from plait.keeping import verify as check
+    from plait.planner.schedule import size
+    from plait.progress import ByteBar
+
+    options = _options(machine)
+    with ByteBar(Console(stderr=True, highlight=False), f"verify {out.name}") as bar:
+        found = check(out, against, options=options, blocks=blocks, seed=seed, started=bar.begin, progress=bar.progress)
+    if against is None:
+        click.echo(f"{out}: {found.tensors} tensors of {size(found.nbytes)} and {found.files} other files are what was written")
+    else:
+        click.echo(f"{out}: {found.blocks} blocks computed again from the inputs have the same bits")
 
 
 @main.command(epilog=_METHODS_EXAMPLES)

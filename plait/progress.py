@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -13,37 +14,49 @@ from plait.engine.events import Quiet
 from plait.planner.plan import Plan
 
 _INTERVAL_S = 0.1
+Bar = TypeVar("Bar", bound="ByteBar")
 
 
-class ProgressBar(Quiet):
-    """Shows the bytes of a run on a terminal; a context manager.
+class ByteBar:
+    """Shows bytes done on a terminal; a context manager.
 
     Args:
         console: where to draw; a console that is no terminal stays quiet.
+        title: what is going on.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, title: str = "") -> None:
+        self._title, self._lock = title, threading.Lock()
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task: TaskID | None = None
         self._pending, self._shown = 0, 0.0
 
-    def __enter__(self) -> ProgressBar:
+    def __enter__(self: Bar) -> Bar:
         self._bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> Any:
         self._bar.stop()
 
-    def started(self, plan: Plan) -> None:
-        """Begin to count towards the predicted bytes."""
-        total = plan.prediction.bytes_read + plan.prediction.bytes_written
-        self._task = self._bar.add_task(plan.title, total=total)
+    def begin(self, total: int) -> None:
+        """Begin to count towards so many bytes."""
+        self._task = self._bar.add_task(self._title, total=total)
 
     def progress(self, nbytes: int) -> None:
         """Move on, and redraw at most ten times a second."""
-        self._pending += nbytes
-        now = time.monotonic()
-        if self._task is not None and now - self._shown >= _INTERVAL_S:
-            self._bar.advance(self._task, self._pending)
-            self._pending, self._shown = 0, now
+        with self._lock:
+            self._pending += nbytes
+            now = time.monotonic()
+            if self._task is not None and now - self._shown >= _INTERVAL_S:
+                self._bar.advance(self._task, self._pending)
+                self._pending, self._shown = 0, now
+
+
+class ProgressBar(ByteBar, Quiet):
+    """Shows the bytes of a run."""
+
+    def started(self, plan: Plan) -> None:
+        """Begin to count towards the predicted bytes."""
+        self._title = plan.title
+        self.begin(plan.prediction.bytes_read + plan.prediction.bytes_written)

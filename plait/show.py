@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from plait.ops.method import Method, Param
@@ -94,7 +95,7 @@ def _values(p: Param) -> str:
 def show_checkpoint(name: str, summary: dict[str, Any], listed: Checkpoint | None) -> None:
     """A checkpoint's summary, and all its tensors when `listed` is given."""
     console = Console(highlight=False)
-    console.print(f"[bold]{name}[/]", soft_wrap=True)
+    console.print(f"[bold]{escape(_printable(name))}[/]", soft_wrap=True)
     for key, value in summary.items():
         if isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values()):
             _table(console, key, value)
@@ -106,7 +107,7 @@ def show_checkpoint(name: str, summary: dict[str, Any], listed: Checkpoint | Non
     for heading in ("tensor", "dtype", "shape", "bytes"):
         table.add_column(heading)
     for tensor, ref in listed.tensors.items():
-        table.add_row(tensor, ref.dtype, str(list(ref.shape)), size(ref.nbytes))
+        table.add_row(escape(tensor), ref.dtype, str(list(ref.shape)), size(ref.nbytes))
     console.print(table)
 
 
@@ -128,4 +129,9 @@ def _plain(key: str, value: Any) -> str:
         return {True: "yes", False: "no", None: "not said"}[value]
     if isinstance(value, int):
         return f"{value:,}"
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return _printable(", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))
+
+
+def _printable(text: str) -> str:
+    """Text from a file with what a terminal would obey shown as escapes; no more of it than anybody reads."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:10_000]) + ("..." if len(text) > 10_000 else "")

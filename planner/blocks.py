@@ -16,6 +16,7 @@ BLOCK = 1 << 20  #: elements of a block of a stage without rows
 CHUNK = 1024  #: elements that a kernel works on between two reductions; its scratch stays in the L1 cache
 COARSE, FINE = 1 << 15, 1 << 16  #: bins of the two histograms of an order statistic
 #: Pieces and elements of each that an order statistic is foreseen by, and most elements in all.
+SEEN_WHOLE = 1 << 16  #: tensors of no more elements are no larger than a sample
 SAMPLE_PIECES, SAMPLE_PIECE, SAMPLE_LIMIT = 16, 4096, 1 << 18
 #: The same for a model-wide one: pieces of the whole model.
 SCOPE_PIECES, SCOPE_PIECE = 512, 512
@@ -67,12 +68,21 @@ def sample_starts(stage: Stage, numel: int, pieces: int = SAMPLE_PIECES, piece: 
     No pieces where rows are so long that a sample would not be small.
     """
     row = stage.row_length or 1
+    if numel <= SEEN_WHOLE and block_elements(stage, numel) >= numel > 0:
+        return [0], numel
     piece = min(block_elements(stage, numel), max(1, piece // row) * row)
     pieces = min(pieces, max(1, numel // max(piece, 1)))
     if piece * pieces > SAMPLE_LIMIT or not numel:
         return [], 0
     step = (numel - piece) // max(1, pieces - 1) // row * row
     return [k * step for k in range(pieces)], piece
+
+
+def seen_whole(program: Program, stage: Stage) -> bool:
+    """Whether a stage only takes order statistics of a tensor so small that its sample is all of it: then the sample decides, and no pass is run."""
+    only = bool(stage.folds) and not stage.keeps and not stage.store and not stage.scopes and not stage.wholes
+    small = program.numel <= SEEN_WHOLE and block_elements(stage, program.numel) >= program.numel > 0
+    return only and small and all(program.nodes[i].op == "kth_magnitude" for i in stage.folds)
 
 
 def aligned(nbytes: int) -> int:

@@ -7,7 +7,6 @@ is followed, except from a snapshot of the Hugging Face cache to its own blobs. 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -15,16 +14,25 @@ from typing import Any
 
 from plait.ops.errors import CheckpointError
 from plait.planner.header_text import shown
-from plait.planner.safetensors_header import open_regular, read_header
+from plait.planner.json_file import read_json
+from plait.planner.pickles import describe
+from plait.planner.safetensors_header import read_header
 from plait.planner.types import Checkpoint, FileIdentity, TensorRef
 
-MAX_CONFIG_BYTES = 16_000_000
-MAX_INDEX_BYTES = 100_000_000
+MAX_CONFIG_BYTES = 4_000_000
+MAX_INDEX_BYTES = 24_000_000
+#: Tensors of one model, in all its files.
+MAX_MODEL_TENSORS = 200_000
+MAX_FILES = 10_000
+MAX_FILE_NAME = 255
+
+_MAX_CONFIG_MARKS = 300_000  # commas, colons and brackets; the labels of 21,000 classes take half of that
 
 _INDEX_SUFFIX = ".safetensors.index.json"
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors")
 _REPO = re.compile(r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
-_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_OTHER_WEIGHTS = (*_PICKLES, ".gguf", ".h5", ".msgpack")
 
 
 def open_checkpoint(path: str | Path, label: str | None = None) -> Checkpoint:
@@ -40,27 +48,30 @@ def open_checkpoint(path: str | Path, label: str | None = None) -> Checkpoint:
     Raises:
         CheckpointError: something is missing, damaged, ambiguous or not safetensors.
     """
-    place = Path(os.path.abspath(Path(path).expanduser()))
+    place = _absolute(path)
     if not os.path.lexists(place):
         raise CheckpointError(f"{place}: there is no such file or folder; check the path", path=str(place))
-    folder = place if place.is_dir() else place.parent
+    folder = place if os.path.isdir(place) else place.parent
     weight_map: dict[str, str] | None = None
     index = None
-    if place.is_dir():
+    if folder is place:
         index, names = _choose(folder)
     elif place.name.endswith(_INDEX_SUFFIX):
         index, names = place, []
     elif place.suffix == ".safetensors":
         names = [place.name]
     else:
-        raise CheckpointError(f"{place} is not a safetensors file; {_conversion(folder)}", path=str(place))
+        raise CheckpointError(f"{place} is not a safetensors file; {_conversion(place)}", path=str(place))
     if index is not None:
         weight_map = _read_index(index)
-        names = sorted(set(weight_map.values()), key=_natural)
+        unsorted = set(weight_map.values())
+        if len(unsorted) > MAX_FILES:
+            raise CheckpointError(f"{index} names {len(unsorted)} files, more than the {MAX_FILES} that plait reads as one model", path=str(index))
+        names = sorted(unsorted, key=_natural)
         for name in names:
             if not os.path.lexists(folder / name):
                 raise CheckpointError(f"{folder / name} is listed in {index.name} but is not in the folder; download it again", path=str(folder / name))
-    files, tensors = _read_files(folder, names, contained=place.is_dir() or index is not None)
+    files, tensors = _read_files(folder, names, contained=folder is place or index is not None)
     if index is not None and weight_map is not None:
         _check_index(index, weight_map, tensors)
     if not tensors:
@@ -81,14 +92,14 @@ def resolve_model(text: str, near: Path | None = None) -> Path:
     Raises:
         CheckpointError: nothing is there; the message lists every place tried.
     """
-    if not text or "\0" in text:
-        raise CheckpointError("a model's name is empty or holds a NUL character; give a path or org/name", name=text)
-    given = Path(text).expanduser()
+    if not text:
+        raise CheckpointError("a model's name is empty; give a path or org/name", name=text)
+    given = _expanded(text)
     places = [Path(os.path.abspath(given))]
     if near is not None and not given.is_absolute():
         places.append(Path(os.path.abspath(Path(near) / given)))
     for place in places:
-        if place.exists():
+        if os.path.exists(place):  # Path.exists raises where a name is too long
             return place
     tried = list(dict.fromkeys(map(str, places)))
     match = _REPO.fullmatch(text)
@@ -100,6 +111,24 @@ def resolve_model(text: str, near: Path | None = None) -> Path:
             tried.append(looked)
     hint = f"give a folder that exists, or fetch it first (`hf download {match['repo']}`)" if match and "/" in text else "give a folder that exists"
     raise CheckpointError(f"no model {shown(text)} on this machine; tried {', '.join(tried)}; plait never downloads: {hint}", name=text, tried=tuple(tried))
+
+
+def _expanded(path: str | Path) -> Path:
+    """A path as the user gave it, `~` resolved."""
+    try:
+        os.fsencode(path)
+        if "\0" not in str(path):
+            return Path(path).expanduser()
+        why = "holds a NUL character"
+    except UnicodeEncodeError:
+        why = "holds characters that no file name can"
+    except RuntimeError:
+        why = "begins with the home folder of a user whom this machine does not know"
+    raise CheckpointError(f"the path {shown(str(path))} {why}; give a path or org/name", path=str(path))
+
+
+def _absolute(path: str | Path) -> Path:
+    return Path(os.path.abspath(_expanded(path)))
 
 
 def check_inside(folder: Path, path: Path) -> Path:
@@ -122,22 +151,6 @@ def check_inside(folder: Path, path: Path) -> Path:
     return real
 
 
-def read_json(path: Path, limit: int, what: str) -> dict[str, Any]:
-    """A JSON object from a file of at most `limit` bytes."""
-    fd, status = open_regular(str(path))
-    with open(fd, "rb") as stream:
-        raw = stream.read(limit + 1) if status.st_size <= limit else b""
-    if status.st_size > limit or len(raw) > limit:
-        raise CheckpointError(f"{path} takes {status.st_size} bytes, too many for {what} (the limit is {limit}); check the file", path=str(path))
-    try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({str(error) or 'nested too deeply'}); mend {what} or download it again", path=str(path)) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object; mend {what} or download it again", path=str(path))
-    return value
-
-
 def _natural(name: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d{1,18})", name) if part]
 
@@ -150,6 +163,9 @@ def _choose(folder: Path) -> tuple[Path | None, list[str]]:
         raise CheckpointError(f"{folder} cannot be listed ({error.strerror}); check its permissions", path=str(folder)) from error
     indexes = [n for n in names if n.endswith(_INDEX_SUFFIX)]
     files = [n for n in names if n.endswith(".safetensors")]
+    odd = next((n for n in (*indexes, *files) if not n.isprintable()), None)
+    if odd is not None:
+        raise CheckpointError(f"{folder} holds a file named {shown(odd)}, with control characters: do not use this model", path=str(folder), name=odd)
     if "model" + _INDEX_SUFFIX in indexes or len(indexes) == 1:
         index = folder / ("model" + _INDEX_SUFFIX if len(indexes) > 1 else indexes[0])
         whole = index.name.removesuffix(".index.json")
@@ -175,33 +191,35 @@ def _check_set(folder: Path, files: list[str]) -> None:
         raise CheckpointError(f"{folder} {why}", path=str(folder))
     (_, count), sample = next(iter(found.items()))
     present = {int(m["number"]) for m in matches if m}
-    if present != set(range(1, count + 1)) or len(files) != count:
+    if len(files) != count or present != set(range(1, count + 1)):  # the count of a name may be astronomical: no set of that many
         absent = next((i for i in range(1, len(files) + 2) if i not in present), count)
         width = len(sample["number"])
         name = f"{sample['stem']}-{absent:0{width}d}-of-{sample['count']}.safetensors"
         raise CheckpointError(f"{folder / name} is absent from a set of {count} shards; download it again", path=str(folder / name))
 
 
-def _conversion(folder: Path) -> str:
-    found = next((e.name for e in sorted(folder.iterdir()) if e.suffix in _OTHER_WEIGHTS), None) if folder.is_dir() else None
+def _conversion(place: Path) -> str:
+    """What to do where there is no safetensors file: `place` is a folder or a file of another kind."""
+    names = sorted(os.listdir(place)) if os.path.isdir(place) else [place.name]
+    found = next((n for n in names if n.endswith(_OTHER_WEIGHTS)), None)
     if found is None:
         return "give a folder with model.safetensors"
-    return (
-        f"plait reads only safetensors, and {found} may hold code: convert it where you trust it with "
-        "`transformers.AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)`"
-    )
+    file = place / found if os.path.isdir(place) else place
+    if found.endswith(_PICKLES) and os.path.lexists(file):
+        return describe(file)
+    return f"{shown(found)} holds weights in a format that plait does not read: convert it to safetensors first"
 
 
 def _read_index(index: Path) -> dict[str, str]:
     check_inside(index.parent, index)
-    weight_map = read_json(index, MAX_INDEX_BYTES, "the index").get("weight_map")
+    weight_map = read_json(index, MAX_INDEX_BYTES, "the index", 2 * MAX_MODEL_TENSORS + 10_000).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} holds no weight_map; download it again", path=str(index))
     plain: set[str] = set()
     for tensor, name in weight_map.items():
         if isinstance(name, str) and name in plain:
             continue
-        if not isinstance(name, str) or not name.isprintable() or "/" in name or "\\" in name or not name.endswith(".safetensors") or name.startswith("."):
+        if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_FILE_NAME or "/" in name or "\\" in name or not name.endswith(".safetensors") or name.startswith("."):
             why = "an index may only name safetensors files of its own folder: do not use this model"
             raise CheckpointError(f"{index} sends tensor {shown(tensor)} to {shown(name)}; {why}", path=str(index), tensor=tensor)
         plain.add(name)
@@ -218,6 +236,8 @@ def _read_files(folder: Path, names: list[str], contained: bool) -> tuple[tuple[
         header = read_header(path)
         file = header.identity.path
         files.append(header.identity)
+        if len(tensors) + len(header.entries) > MAX_MODEL_TENSORS:
+            raise CheckpointError(f"{folder} holds more than the {MAX_MODEL_TENSORS} tensors that plait reads from one model", path=str(folder))
         if not tensors.keys().isdisjoint(header.entries):
             twice = next(key for key in header.entries if key in tensors)
             raise CheckpointError(f"tensor {shown(twice)} is in both {tensors[twice].file} and {file}; remove one of them", path=file, tensor=twice)
@@ -241,7 +261,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not os.path.lexists(path):
         return {}
     check_inside(folder, path)
-    return read_json(path, MAX_CONFIG_BYTES, "the configuration")
+    return read_json(path, MAX_CONFIG_BYTES, "the configuration", _MAX_CONFIG_MARKS)
 
 
 def _hub_caches() -> list[Path]:
@@ -250,7 +270,7 @@ def _hub_caches() -> list[Path]:
     if env.get("HF_HOME"):
         found.append(os.path.join(env["HF_HOME"], "hub"))
     found.append(os.path.join(env.get("XDG_CACHE_HOME") or "~/.cache", "huggingface", "hub"))
-    return [Path(p).expanduser() for p in dict.fromkeys(found)]
+    return [_expanded(p) for p in dict.fromkeys(found)]
 
 
 def _snapshot(cache: Path, repo: str, revision: str | None) -> tuple[Path | None, str]:
@@ -260,10 +280,10 @@ def _snapshot(cache: Path, repo: str, revision: str | None) -> tuple[Path | None
     looked = home / "snapshots" / wanted
     candidates = [wanted]
     ref = home / "refs" / wanted
-    if ref.is_file():
+    if os.path.isfile(ref):
         with open(ref, encoding="utf-8", errors="replace") as stream:
             candidates.insert(0, stream.read(200).strip())
     for name in candidates:
-        if re.fullmatch(r"[\w-][\w.-]*", name) and (home / "snapshots" / name).is_dir():
+        if re.fullmatch(r"[\w-][\w.-]*", name) and os.path.isdir(home / "snapshots" / name):
             return home / "snapshots" / name, str(looked)
-    return None, str(looked if home.is_dir() else home)
+    return None, str(looked if os.path.isdir(home) else home)

@@ -6,11 +6,9 @@ import os
 from collections.abc import Callable, Sequence
 
 from plait.ops.dtypes import BY_CODE
-from plait.planner.blocks import COARSE, FINE, SPARSE_LIMIT, aligned, block_count, block_elements, sample_starts
+from plait.planner.blocks import COARSE, FINE, SPARSE_LIMIT, aligned, block_count, block_elements, sample_starts, seen_whole
 from plait.planner.program import Node, Program, Stage, scope_of
 
-#: Most values of a sample, as float32, that one order statistic is foreseen by.
-SAMPLE_BYTES = 1 << 20
 _SPARSE_BYTES = 2 * SPARSE_LIMIT * 8
 
 
@@ -44,7 +42,9 @@ def input_bytes(program: Program) -> int:
 
 
 def stage_read_bytes(program: Program, stage: Stage) -> int:
-    """Stored bytes that one pass of a stage reads."""
+    """Stored bytes that one pass of a stage reads; what a small tensor's thresholds are taken of is counted as looking."""
+    if seen_whole(program, stage):
+        return 0
     return sum(program.numel * BY_CODE[str(program.nodes[i].param("storage"))].itemsize for i in stage.loads)
 
 
@@ -59,6 +59,8 @@ def looking_bytes(program: Program, stage: Stage) -> tuple[int, int]:
     mine = [i for i in found if not scope_of(program.nodes[i])]
     per_element = sum(BY_CODE[str(program.nodes[i].param("storage"))].itemsize for i in stage.loads)
     starts, piece = sample_starts(stage, program.numel)
+    if seen_whole(program, stage):
+        return program.numel * per_element, 0
     return (len(starts) * piece * per_element if mine else 0), len(found) * block_elements(stage, program.numel) * per_element
 
 
@@ -84,7 +86,7 @@ def selects(program: Program, stage: Stage) -> list[int]:
 
 def recounts(program: Program, stage: Stage) -> bool:
     """Whether a stage may be read a second time: an order statistic whose digit was not foreseen."""
-    return bool(selects(program, stage))
+    return bool(selects(program, stage)) and not seen_whole(program, stage)
 
 
 def last_use(program: Program, node: int) -> int:
@@ -111,10 +113,18 @@ def component_bytes(program: Program, *, workspace: bool = True) -> int:
         for earlier in program.stages[:number]:
             held += sum(tensor_bytes(program.nodes[w]) for w in earlier.wholes if program.nodes[w].op != "hold" and last_use(program, w) >= number)
         folds = 8 * block_count(stage, program.numel) * len(stage.folds)
-        histograms = len(selects(program, stage)) * ((COARSE + FINE) * 8 + _SPARSE_BYTES * block_count(stage, program.numel) + SAMPLE_BYTES)
+        found = len(selects(program, stage))
+        histograms = found * ((COARSE + FINE) * 8 + _SPARSE_BYTES * block_count(stage, program.numel))
+        histograms = max(histograms, _sampling_bytes(program, stage, found))  # the sample is gone when counting begins
         working = max((workspace * WORKSPACE[program.nodes[w].op](program.nodes[w]) + _result_bytes(program.nodes[w]) for w in stage.wholes), default=0)
         peak = max(peak, held + max(folds + histograms, working))
     return peak
+
+
+def _sampling_bytes(program: Program, stage: Stage, found: int) -> int:
+    """A sample for each order statistic, and what sorting one of them takes beside it."""
+    starts, piece = sample_starts(stage, program.numel)
+    return (found + 4) * 4 * piece * len(starts) if found else 0
 
 
 def _result_bytes(node: Node) -> int:

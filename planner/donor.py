@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,6 +18,7 @@ import yaml
 
 from plait.ops.errors import CheckpointError, PlanError
 from plait.planner.checkpoint import check_inside
+from plait.planner.header_text import shown
 from plait.planner.types import Checkpoint, SideFile
 
 RECIPE_NAME = "plait_recipe.yml"
@@ -182,9 +184,12 @@ def _copied(folder: Path) -> list[SideFile]:
         if name.lower().endswith(_NEVER) or not any(fnmatchcase(name, p) and name.count("/") == p.count("/") for p in _COPIED):
             continue
         real = check_inside(folder, folder / name)
-        if not real.is_file():
+        status = real.stat()
+        if stat.S_ISDIR(status.st_mode):
             continue
-        size = real.stat().st_size
+        if not stat.S_ISREG(status.st_mode) or not name.isprintable():
+            raise CheckpointError(f"{folder} holds {shown(name)}, which is no plain file or has control characters in its name; remove it", path=str(folder))
+        size = status.st_size
         if size > MAX_SIDE_FILE_BYTES:
             raise CheckpointError(f"{folder / name} takes {size} bytes, too many for a side file; remove it from the model", path=str(folder / name), size=size)
         found.append(SideFile(name, source=str(real)))

@@ -34,7 +34,7 @@ def decoded(raw: bytes) -> Any:
     if _pairs(value) == raw.count(b":"):
         return value
     del value
-    return json.loads(text, object_pairs_hook=_object, parse_int=parse_int, parse_float=_no_float, parse_constant=_no_float)
+    return json.loads(text, object_pairs_hook=unique_pairs, parse_int=parse_int, parse_float=_no_float, parse_constant=_no_float)
 
 
 def _pairs(value: Any) -> int:
@@ -42,7 +42,7 @@ def _pairs(value: Any) -> int:
     return len(value) + sum([len(inner) for inner in value.values() if type(inner) is dict]) if type(value) is dict else 0
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object, refused when it has a name twice."""
     made = dict(pairs)
     if len(made) != len(pairs):

@@ -16,15 +16,15 @@ from typing import NamedTuple
 
 from plait.ops.dtypes import BY_CODE
 from plait.ops.errors import PlanError
-from plait.planner.safetensors_header import MAX_HEADER_BYTES
+from plait.planner.safetensors_header import MAX_HEADER_BYTES, MAX_TENSORS
 from plait.planner.types import Layout, Place, Shard
 
 INDEX_NAME = "model.safetensors.index.json"
 
 #: Data starts on a page, so that tensors of whole pages can be written past the page cache.
 _ALIGNMENT = 4096
-_ENTRY_BYTES = 128  # of one header entry beside its name and dimensions, generously
-_DIMENSION_BYTES = 22
+_ENTRY_BYTES = 64  # of one header entry beside its name, shape and offsets, generously
+_SPARE_BYTES = 100_000  # of a header for padding and metadata
 
 
 class _Item(NamedTuple):
@@ -100,9 +100,11 @@ def _items(tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> list[_Item]:
 def _split(items: Sequence[_Item], max_shard_bytes: int) -> list[list[_Item]]:
     groups: list[list[_Item]] = [[]]
     data_bytes = header_bytes = 0
+    most = MAX_HEADER_BYTES - _SPARE_BYTES  # plait must be able to read what it writes
     for item in items:
-        entry = _ENTRY_BYTES + len(item.quoted.encode()) + _DIMENSION_BYTES * len(item.shape)
-        full = data_bytes + item.nbytes > max_shard_bytes or header_bytes + entry > MAX_HEADER_BYTES // 2
+        end = data_bytes + item.nbytes
+        entry = _ENTRY_BYTES + len(item.quoted.encode()) + len(str(item.shape)) + 2 * len(str(max(end, max_shard_bytes)))
+        full = end > max_shard_bytes or header_bytes + entry > most or len(groups[-1]) == MAX_TENSORS
         if full and groups[-1]:
             groups.append([])
             data_bytes = header_bytes = 0

@@ -19,13 +19,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from plait.ops import method as registry
-from plait.ops.errors import RecipeError
+from plait.ops.errors import CheckpointError, RecipeError
 from plait.ops.method import Method, nearest
 from plait.planner import yaml_source as ys
 from plait.planner.parameters import Level, Settings, parse_settings
 from plait.planner.recipe_checks import check_use
 from plait.planner.recipe_reader import RecipeReader
 from plait.planner.recipe_types import ModelRef, Part, Recipe, Source, StepUse, model_key
+from plait.planner.safetensors_header import open_regular
 from plait.planner.types import Mark
 
 __all__ = ["ModelRef", "Part", "Recipe", "Source", "StepUse", "load_recipe", "parse_recipe"]
@@ -46,12 +47,15 @@ def load_recipe(path: str | Path, methods: Mapping[str, Method] | None = None, s
     """
     file = str(path)
     try:
-        with open(path, "rb") as handle:
+        fd, _ = open_regular(file, "the recipe as a file")  # a pipe would wait for a writer, perhaps for ever
+        with open(fd, "rb") as handle:
             raw = handle.read(ys.MAX_BYTES + 1)
     except OSError as error:
         raise RecipeError(f"{file}: cannot read the recipe: {error.strerror}; check the path", file=file) from None
+    except CheckpointError as error:
+        raise RecipeError(f"{file}: cannot read the recipe: {error.message.removeprefix(file).lstrip(': ')}", file=file) from None
     if len(raw) > ys.MAX_BYTES:
-        raise RecipeError(f"{file}: a recipe longer than {ys.MAX_BYTES >> 20} MiB is not read; is this a recipe?", file=file)
+        raise RecipeError(f"{file}: a recipe longer than {ys.MAX_BYTES >> 10} KiB is not read; is this a recipe?", file=file)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from plait.ops.dtypes import BY_NAME, RECIPE_FLOATS
 from plait.ops.method import nearest
 from plait.planner import yaml_source as ys
+from plait.planner.header_text import shown
 from plait.planner.recipe_types import ModelRef
+
+_MAX_WORD_CHARACTERS = 4096  # as many as a path may have
 
 
 class RecipeReader:
@@ -30,7 +33,10 @@ class RecipeReader:
     def word(self, node: ys.Node, what: str) -> str | None:
         """A text scalar."""
         if isinstance(node, ys.Scalar) and isinstance(node.value, str) and node.value.strip():
-            return node.value
+            if len(node.value) <= _MAX_WORD_CHARACTERS and node.value.isprintable():
+                return node.value
+            self.problems.add(node.mark, f"{what} {shown(node.value, 40)} is too long or has control characters; mend it")
+            return None
         self.problems.add(node.mark, f"{what} must be a name; put it in quotes if it looks like a number")
         return None
 

@@ -6,8 +6,8 @@ A safetensors file is an 8-byte little-endian length, a JSON object of that leng
 
 Offsets count from the end of the header. The data must be covered exactly: no holes, no overlaps,
 nothing after the last tensor. Everything else is refused in one sentence that names the file and,
-where there is one, the tensor. Time and memory are bounded by the length of the header, which is
-itself bounded by the file's size and by `MAX_HEADER_BYTES`.
+where there is one, the tensor. Time and memory are bounded before the JSON is parsed: by the length
+of the header and by counting what its text can hold (`docs/decisions/0010`).
 """
 
 from __future__ import annotations
@@ -30,16 +30,19 @@ from plait.planner.collector import collector_paused
 from plait.planner.header_text import Malformed, decoded, shown
 from plait.planner.types import FileIdentity, TensorRef
 
-#: The limit of the reference implementation.
-MAX_HEADER_BYTES = 100_000_000
+#: What one file may describe. The reference implementation allows 100 MB of header, which as Python objects take a gigabyte.
+MAX_HEADER_BYTES = 12_000_000
+MAX_TENSORS = 65_536
 MAX_NAME_CHARACTERS = 1024
 MAX_DIMENSIONS = 64
 
 _MAX_INT64 = 2**63 - 1
+_METADATA_MARKS = 40_000  # commas, colons or brackets that `__metadata__` may hold in a file of the most tensors
 _ITEM_BYTES = {code: dtype.itemsize for code, dtype in BY_CODE.items()}
 _PACKED = {"F4", "F6_E2M3", "F6_E3M2", "I4", "U4"}
 _KEYS = {"dtype", "shape", "data_offsets"}
 _DOWNLOAD = "download or copy it again"
+_SPLIT = "save the model in several files"
 _REF = partial(tuple.__new__, TensorRef)  # from its fields in order; twice as fast as calling the class
 
 
@@ -87,18 +90,20 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     return Header(entries, FileIdentity(file, status.st_size, status.st_mtime_ns, digest), metadata)
 
 
-def open_regular(file: str) -> tuple[int, os.stat_result]:
-    """Open a regular file for reading without ever blocking (a FIFO would); the caller closes it."""
+def open_regular(file: str, wanted: str = "a .safetensors file or a model folder") -> tuple[int, os.stat_result]:
+    """Open a regular file for reading without ever blocking (a FIFO would); the caller closes it. `wanted` is what to give instead."""
     try:
         fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         _refuse(file, "there is no such file; check the path")
     except OSError as error:
         _refuse(file, f"cannot be opened ({error.strerror}); check the file and its permissions")
+    except ValueError:  # a NUL, or half a surrogate pair
+        _refuse(shown(file), "is no file name; check the path")
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         os.close(fd)
-        _refuse(file, "is not a regular file; give a .safetensors file or a model folder")
+        _refuse(file, f"is not a regular file; give {wanted}")
     return fd, status
 
 
@@ -142,7 +147,8 @@ def _refuse_length(file: str, fd: int, length: int, size: int) -> NoReturn:
     if size < 8:
         _refuse(file, f"is truncated: {size} bytes cannot hold a safetensors header; {_DOWNLOAD}", size=size)
     if length > MAX_HEADER_BYTES:
-        _refuse(file, f"is not safetensors or is damaged: it claims a header of {length} bytes (the limit is {MAX_HEADER_BYTES}); {_DOWNLOAD}", length=length)
+        why = f"is not safetensors, is damaged or describes too much: it claims a header of {length} bytes (the limit is {MAX_HEADER_BYTES})"
+        _refuse(file, f"{why}; {_DOWNLOAD}, or {_SPLIT}", length=length)
     _refuse(file, f"is truncated: its header alone would take {size_text(length)} and the file holds {size_text(size)}; {_DOWNLOAD}", length=length, size=size)
 
 
@@ -152,10 +158,7 @@ def _refuse(file: str, why: str, tensor: str | None = None, **facts: object) -> 
 
 def _parse(file: str, raw: bytes, size: int) -> tuple[dict[str, TensorRef], dict[str, str]]:
     """Tensors in the order of their offsets, and metadata, from the header of a file of `size` bytes."""
-    # A genuine entry takes at least 45 bytes for its 3 brackets and a few commas. Text far denser than
-    # that is an attempt to make small JSON into large objects: refused before it is parsed.
-    if raw.count(b"[") + raw.count(b"{") > len(raw) // 8 + 8 or raw.count(b",") > len(raw) // 3 + 64:
-        _refuse(file, f"is damaged: its header is not a list of tensors; {_DOWNLOAD}")
+    _check_density(file, raw)
     try:
         top = decoded(raw)
     except UnicodeDecodeError as error:
@@ -170,6 +173,8 @@ def _parse(file: str, raw: bytes, size: int) -> tuple[dict[str, TensorRef], dict
         _refuse(file, f"is damaged: its header is not a JSON object; {_DOWNLOAD}")
     metadata = _metadata(file, top.pop("__metadata__", None))
     data_start = 8 + len(raw)
+    if len(top) > MAX_TENSORS:
+        _refuse(file, f"describes {len(top)} tensors, more than the {MAX_TENSORS} that plait reads from one file; {_SPLIT}", limit=MAX_TENSORS)
     _check_names(file, top)
     entries = _plain_entries(file, top, data_start, size)
     if entries is None:  # unusual or damaged: one by one, to name the tensor
@@ -179,11 +184,27 @@ def _parse(file: str, raw: bytes, size: int) -> tuple[dict[str, TensorRef], dict
     return entries, metadata
 
 
+def _check_density(file: str, raw: bytes) -> None:
+    """Refuse, before it is parsed, text that would become more or larger objects than the tensors that plait accepts.
+
+    A tensor takes at least 45 bytes for its 3 brackets, 4 colons and a few commas; the rest is `__metadata__`, which may quote them.
+    """
+    brackets, colons, commas = raw.count(b"[") + raw.count(b"{"), raw.count(b":"), raw.count(b",")
+    if brackets > len(raw) // 8 + 8 or commas > len(raw) // 3 + 64:
+        _refuse(file, f"is damaged: its header is not a list of tensors; {_DOWNLOAD}")
+    if brackets > 3 * MAX_TENSORS + _METADATA_MARKS or colons > 4 * MAX_TENSORS + _METADATA_MARKS or commas > 8 * MAX_TENSORS + _METADATA_MARKS:
+        _refuse(file, f"describes more than the {MAX_TENSORS} tensors that plait reads from one file; {_SPLIT}", limit=MAX_TENSORS)
+
+
 def _metadata(file: str, value: object) -> dict[str, str]:
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(type(text) is str for text in value.values()):
         _refuse(file, f"is damaged: `__metadata__` in its header is not a map of strings; {_DOWNLOAD}")
+    try:
+        "".join(chain(value, value.values())).encode()
+    except UnicodeEncodeError:
+        _refuse(file, f"is damaged: `__metadata__` in its header holds half a surrogate pair; {_DOWNLOAD}")
     return value
 
 
@@ -250,8 +271,12 @@ def _entry(file: str, name: str, value: object, data_start: int) -> TensorRef:
     if nbytes > _MAX_INT64 or end > _MAX_INT64 or (not nbytes and max(shape) > _MAX_INT64):
         _refuse(file, f"overflows: shape {shown(str(shape))} in {dtype.code} does not fit 64 bits; {_DOWNLOAD}", name)
     if end - begin != nbytes:
-        _refuse(file, f"takes {end - begin} bytes but shape {shape} in {dtype.code} needs {nbytes}; {_DOWNLOAD}", name, needed=nbytes, found=end - begin)
+        _refuse(file, f"takes {end - begin} bytes but shape {_brief(shape)} in {dtype.code} needs {nbytes}; {_DOWNLOAD}", name, needed=nbytes, found=end - begin)
     return TensorRef(file, sys.intern(name), dtype.code, tuple(shape), data_start + begin, nbytes)
+
+
+def _brief(shape: list[int]) -> str:
+    return str(shape) if len(shape) <= 8 else f"{str(shape[:8])[:-1]}, ...]"
 
 
 def _check_coverage(file: str, entries: dict[str, TensorRef], data_start: int, size: int) -> None:

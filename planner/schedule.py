@@ -19,7 +19,7 @@ from plait.planner.cost import (
     recounts,
     stage_read_bytes,
 )
-from plait.planner.device_cost import device_whole_bytes, device_worker_bytes, spread
+from plait.planner.device_cost import device_block_bytes, device_whole_bytes, device_worker_bytes, spread
 from plait.planner.expressions import OutputSpec, compile_specs
 from plait.planner.plan import Component, Plan, Prediction, Scope
 from plait.planner.program import Program
@@ -30,8 +30,8 @@ from plait.planner.types import FileIdentity, Layout
 
 MIB = 1 << 20
 # Private memory of a running merge that no block or tensor accounts for, measured above the imports (benchmarks/memory_70b.py):
-RUNTIME_BYTES = 20 * MIB  #: the first compilation, thread stacks, the plan
-KERNEL_BYTES = 6 * MIB  #: each further kernel that is compiled, at most
+RUNTIME_BYTES = 4 * MIB  #: thread stacks, the plan, LLVM's linker
+KERNEL_BYTES = MIB // 8  #: each kernel that is loaded; compiling happens in processes of its own
 WHOLE_BYTES = 32 * MIB  #: thread pools and workspaces of torch's linear algebra
 _PER_COMPONENT = 6 * 1024
 #: The sample of the whole model that foresees one model-wide threshold, with what sorting it takes.
@@ -257,7 +257,10 @@ def worker_bytes(programs: Sequence[Program]) -> int:
 def _fit(programs: Sequence[Program], components: Sequence[Component], resources: Resources, on_gpu: tuple[int, ...]) -> _Memory:
     arenas = [worker_bytes([p]) for p in programs]
     states = [component_bytes(p, workspace=n not in on_gpu) for n, p in enumerate(programs)]
-    arena, state = worker_bytes(programs), max(states, default=0)
+    # the interpreter's values stand beside its buffers, on the CPU as they would on a GPU
+    interpreted = resources.backend == "torch" and resources.maps == "cpu"
+    values = max((device_block_bytes(p, s) for p in programs for s in p.stages), default=0) if interpreted else 0
+    arena, state = worker_bytes(programs) + values, max(states, default=0)
     runtime = runtime_bytes(programs, resources.backend) + _PER_COMPONENT * len(components) + _scope_bytes(programs, components)
     minimum = runtime + arena + state
     heaviest = max(range(len(programs)), key=lambda i: arenas[i] + states[i], default=0)

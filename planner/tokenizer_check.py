@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 
-from plait.ops.errors import RecipeError
+from plait.ops.errors import CheckpointError, RecipeError
+from plait.planner.donor import MAX_SIDE_FILE_BYTES
 from plait.planner.safetensors_header import open_regular
 from plait.planner.types import Checkpoint, Mark
 
@@ -39,13 +40,16 @@ def _digest(model: Checkpoint) -> tuple[str, ...] | None:
     folder = model.path if os.path.isdir(model.path) else os.path.dirname(model.path)
     for names in _FILES:
         paths = [os.path.join(folder, name) for name in names]
-        if all(os.path.isfile(path) for path in paths):
+        if all(map(os.path.lexists, paths)):
             return tuple(_hash(path) for path in paths)
     return None
 
 
 def _hash(path: str) -> str:
-    fd, _ = open_regular(path)
+    fd, status = open_regular(path, "the tokenizer as a file")
+    if status.st_size > MAX_SIDE_FILE_BYTES:
+        os.close(fd)
+        raise CheckpointError(f"{path} takes {status.st_size} bytes, too many for a tokenizer; check the file", path=path, size=status.st_size)
     digest = hashlib.blake2b(digest_size=16)
     with open(fd, "rb") as stream:
         while chunk := stream.read(1 << 20):

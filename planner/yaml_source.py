@@ -13,11 +13,16 @@ from typing import TypeAlias
 import yaml
 
 from plait.ops.errors import RecipeError
+from plait.planner.header_text import shown
 from plait.planner.types import Mark
 
-MAX_BYTES = 4 << 20
-MAX_NODES = 100_000
+#: PyYAML reads a few 100 kB of text and some 20,000 values a second.
+MAX_BYTES = 256 << 10
+MAX_NODES = 10_000
 MAX_DEPTH = 64
+MAX_KEY_CHARACTERS = 200
+MAX_PROBLEMS = 50
+_MAX_NUMBER_CHARACTERS = 64  # `1:1:1:...` is a number of base 60 in YAML 1.1: quadratic time
 
 _STANDARD = "tag:yaml.org,2002:"
 _TEXT = frozenset(_STANDARD + kind for kind in ("str", "timestamp", "value"))
@@ -66,9 +71,15 @@ class Problems:
         self.found: list[tuple[Mark, str]] = []
 
     def add(self, mark: Mark, message: str) -> None:
-        """Note one problem at a place of the recipe."""
+        """Note one problem at a place of the recipe.
+
+        Raises:
+            RecipeError: `MAX_PROBLEMS` are found; looking for more would take long and help nobody.
+        """
         if (mark, message) not in self.found:
             self.found.append((mark, message))
+        if len(self.found) >= MAX_PROBLEMS:
+            self.raise_any()
 
     def raise_any(self) -> None:
         """Raise what was found, in the order of the file.
@@ -181,6 +192,8 @@ class _Converter:
                 continue
             if not isinstance(key, yaml.ScalarNode) or key.tag not in _TEXT:
                 raise _error(at, "a key must be text; put it in quotes")
+            if len(key.value) > MAX_KEY_CHARACTERS or not key.value.isprintable():
+                raise _error(at, f"the key {shown(key.value, 40)} has more than {MAX_KEY_CHARACTERS} characters, or control characters; mend it")
             if key.value in own:
                 raise _error(at, f"the key {key.value!r} is given twice (first on line {own[key.value].mark.line})")
             own[key.value] = Entry(at, child)
@@ -198,6 +211,8 @@ class _Converter:
         if node.tag not in kinds:
             raise _error(self._mark(node), f"the tag {_short(node.tag)} is not allowed in a recipe; remove it")
         try:
+            if len(node.value) > _MAX_NUMBER_CHARACTERS:
+                raise ValueError(node.value)
             return kinds[node.tag](node)
         except (ValueError, KeyError, IndexError, OverflowError, yaml.YAMLError):
             raise _error(self._mark(node), f"{str(node.value)[:40]!r} is not {'a number' if node.tag[-1] == 't' else 'true, false or null'}") from None
@@ -211,4 +226,5 @@ class _Converter:
 
 
 def _short(tag: str) -> str:
-    return tag.replace(_STANDARD, "!!")
+    text = shown(tag.replace(_STANDARD, "!!"), 60)
+    return text[1:-1] if text.endswith("'") else text

@@ -6,8 +6,9 @@ import os
 import sys
 from pathlib import Path
 
-import numba  # noqa: F401  - with Numba in memory kernels are compiled in this process; the command-line tests see the other way
+import plait.engine.compile
 
 sys.path.insert(0, str(Path(__file__).parent))  # `import support.…` under --import-mode=importlib
+plait.engine.compile.compile_here = True  # quicker for many kernels; the command-line tests see the other way
 os.environ.setdefault("PLAIT_VERIFY", "1")  # every program that a test lowers is checked against the planner's rules
 os.environ.setdefault("PLAIT_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "kernels"))  # compile once for all tests, and leave the user's cache alone

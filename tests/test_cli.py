@@ -205,11 +205,12 @@ def test_progress_bar_only_on_a_terminal(recipe: Callable[[str], str], tmp_path:
 
 
 def test_output_folder(models: list[Path], recipe: Callable[[str], str], tmp_path: Path):
-    """Weights, config with the right dtype, tokenizer, generation settings, model card and recipe; nothing else, and no mode of its own."""
+    """Weights, config with the right dtype, tokenizer, generation settings, model card, recipe and manifest; nothing else, and no mode of its own."""
     (tmp_path / "r.yml").write_text(tiny.recipe("linear", models, each={"weight": 1.0}, out_dtype="float32"))
     run("merge", str(tmp_path / "r.yml"), str(tmp_path / "out"), "--memory", "256MiB")
     out = tmp_path / "out"
-    assert {p.name for p in out.iterdir()} == {"model.safetensors", "config.json", "tokenizer.json", "generation_config.json", "README.md", "plait_recipe.yml"}
+    made = {"README.md", "plait_recipe.yml", "plait.json"}
+    assert {p.name for p in out.iterdir()} == {"model.safetensors", "config.json", "tokenizer.json", "generation_config.json", *made}
     assert json.loads((out / "config.json").read_text()) == {**json.loads((models[0] / "config.json").read_text()), "torch_dtype": "float32"}
     assert (out / "tokenizer.json").read_bytes() == (models[0] / "tokenizer.json").read_bytes()
     assert (out / "plait_recipe.yml").read_text() == (tmp_path / "r.yml").read_text()

@@ -113,7 +113,7 @@ MISTAKES = {
     ),
     "density out of range": Mistake(lambda m: ties(m).replace("0.5", "1.5", 1), (r"density must be between 0 and 1, not 1\.5",), line=8),
     "uneven layer ranges": Mistake(uneven_slices, (r"\[0, 1\] is 1 layer", r"\[0, 2\] on line \d+ is 2", r"same number of layers")),
-    "budget too small": Mistake(ties, (r"30 MiB is too small", r"weight \[\d+, \d+\] needs", r"give --memory \d+MiB or more"), ("--memory", "30MiB")),
+    "budget too small": Mistake(ties, (r"4 MiB is too small", r"weight \[\d+, \d+\] needs", r"give --memory \d+MiB or more"), ("--memory", "4MiB")),
     "truncated shard": Mistake(lambda m: broken(m, truncate), (r"expert1/model\.safetensors", r"truncated|ends|shorter|bytes", r"again")),
     "header beyond the file": Mistake(lambda m: broken(m, endless_header), (r"expert1/model\.safetensors", r"header", r"again|damaged|not a safetensors")),
     "header of exabytes": Mistake(lambda m: broken(m, huge_header), (r"expert1/model\.safetensors", r"header")),

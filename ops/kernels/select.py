@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -107,6 +108,7 @@ def order_stat(density: Number, n: int) -> int:
     return min(_floor_count(density, n) + 1, n)
 
 
+@lru_cache(maxsize=4096, typed=True)  # a few texts, asked for by every tensor
 def exact_fraction(number: Number) -> Fraction:
     """The exact value of a number's decimal text: 0.29 is 29/100, not the nearest binary float.
 

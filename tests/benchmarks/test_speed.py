@@ -22,6 +22,7 @@ if str(_BENCHMARKS) not in sys.path:
 
 import floor as floor_script  # noqa: E402
 import grid  # noqa: E402
+import growth  # noqa: E402
 import machine  # noqa: E402
 import measure  # noqa: E402
 import memory_over_time  # noqa: E402
@@ -77,9 +78,17 @@ def test_a_set_without_experts_says_how_to_make_one(tmp_path: Path):
 
 
 # -- floor -----------------------------------------------------------------------------------------
+@pytest.fixture(params=floor_script.WAYS)
+def way(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Each way of writing that this file system has."""
+    if request.param == "direct" and not floor_script.writes_direct(tmp_path):
+        pytest.skip("this file system does not write past the page cache")
+    return str(request.param)
+
+
 @pytest.mark.parametrize("passes", [1, 2])
-def test_a_floor_reads_everything_each_pass_and_writes_every_byte_once(passes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Two files of odd sizes over several units: bytes read are their sizes times the passes; the writes tile the output in 1 MiB pieces."""
+def test_a_floor_reads_everything_each_pass_and_writes_every_byte_once(passes: int, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two files of odd sizes over several units: bytes read are their sizes times the passes; the writes tile the output in pieces of the way's size."""
     inputs = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     sizes = [17 * MIB + 3, 5 * MIB + 1]
     for file, size in zip(inputs, sizes, strict=True):
@@ -87,27 +96,50 @@ def test_a_floor_reads_everything_each_pass_and_writes_every_byte_once(passes: i
     writes: list[tuple[int, int]] = []
     real = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: writes.append((at, len(data))) or real(fd, data, at))
-    found = floor_script.floor(inputs, tmp_path / "out", sizes[0], passes)
+    found = floor_script.floor(inputs, tmp_path / "out", sizes[0], passes, write=way)
     assert found.bytes_read == passes * sum(sizes)
     ends = [0]
     for at, length in sorted(writes):
         assert at == ends[-1]
-        assert 0 < length <= MIB
+        assert 0 < length <= floor_script.WRITE_BYTES[way]
         ends.append(at + length)
     assert ends[-1] == sizes[0] == found.bytes_written
     assert not (tmp_path / "out").exists()
 
 
-def test_a_floor_never_writes_over_a_file(tmp_path: Path):
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_floor_is_durable_when_asked(sync: bool, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The one fsync is of a file that has all its bytes by then."""
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(bytes(MIB + 5))
+    sizes: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: sizes.append(os.fstat(fd).st_size))
+    floor_script.floor([file], tmp_path / "out", MIB + 5, write=way, sync=sync)
+    assert sizes == [MIB + 5] * sync
+
+
+def test_the_best_way_of_writing_is_told(tmp_path: Path):
+    """As a command it measures each way and prints the faster, which is one of them."""
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(bytes(MIB))
+    done = script("floor.py", file, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["write"] in floor_script.WAYS
+    assert found["synced"]
+    assert found["bytes_read"] == found["bytes_written"] == MIB
+
+
+def test_a_floor_never_writes_over_a_file(way: str, tmp_path: Path):
     """An output that exists is left as it is."""
     file = tmp_path / "a.safetensors"
     file.write_bytes(b"precious")
     with pytest.raises(FileExistsError):
-        floor_script.floor([file], file, 8)
+        floor_script.floor([file], file, 8, write=way)
     assert file.read_bytes() == b"precious"
 
 
-def test_a_failing_thread_fails_the_floor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failing_thread_fails_the_floor(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """An error while writing is raised, not swallowed by the thread, and the output is removed."""
     file = tmp_path / "a.safetensors"
     file.write_bytes(bytes(MIB))
@@ -117,7 +149,7 @@ def test_a_failing_thread_fails_the_floor(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(OSError, match="disk full"):
-        floor_script.floor([file], tmp_path / "out", MIB)
+        floor_script.floor([file], tmp_path / "out", MIB, write=way)
     assert not (tmp_path / "out").exists()
 
 
@@ -165,9 +197,10 @@ def test_any_command_can_be_a_peer(tmp_path: Path):
 
 # -- promises --------------------------------------------------------------------------------------
 def rows(**changes: float) -> dict[tuple[str, str], Any]:
-    """`ties` that keeps every promise, but for the changes: seconds of floor, tight, ample and mergekit, MiB of private memory."""
-    found = {"floor": 2.0, "tight": 4.0, "ample": 3.5, "mergekit": 200.0, "private": 180, **changes}
-    table = [("floor", 0, found["floor"], 20), ("mergekit", 0, found["mergekit"], 4000)]
+    """`ties` that keeps every promise, but for the changes: seconds of both durable floors, tight, ample and mergekit, MiB of private memory."""
+    found = {"floor": 2.0, "buffered": 9.0, "tight": 4.0, "ample": 3.5, "mergekit": 200.0, "private": 180, **changes}
+    table = [("floor direct", 0, found["floor"], 20), ("floor buffered", 0, found["buffered"], 20), ("floor (not durable)", 0, 0.1, 20)]
+    table += [("mergekit", 0, found["mergekit"], 4000)]
     table += [("plait 128MiB", 128 * MIB, found["tight"], found["private"]), ("plait 1GiB", 1 << 30, found["ample"], 900)]
     return {("ties", s): speed.Row("ties", s, b, wall_s=[w, w / 2, w * 2], cpu_s=[1.0], peak_bytes=[int(p * MIB)]) for s, b, w, p in table}
 
@@ -177,6 +210,8 @@ def rows(**changes: float) -> dict[tuple[str, str], Any]:
     [
         ({}, []),
         ({"floor": 1.7}, ["over the limit of 3.89 s"]),
+        ({"floor": 9.0, "buffered": 2.0}, []),
+        ({"buffered": 1.7}, ["over the limit of 3.89 s"]),
         ({"private": 257}, ["257 MiB of private memory"]),
         ({"ample": 3.0}, ["1.33 times the run in 1024 MiB"]),
         ({"mergekit": 114.0}, ["28.5 times as fast as mergekit"]),
@@ -198,7 +233,7 @@ def test_a_peak_over_prediction_or_budget_is_told():
 def test_the_line_is_that_of_statistics():
     """Slope, start and R2 are those of the standard library's regression and correlation."""
     moved, seconds = [1.0, 2.0, 4.0, 9.0], [0.7, 1.2, 1.9, 4.6]
-    found = grid.fitted("ties", "layers", [grid.Point(n, int(b * 1e9), s, 100 + n) for n, (b, s) in enumerate(zip(moved, seconds, strict=True))])
+    found = growth.fitted("ties", "layers", [growth.Point(n, int(b * 1e9), s, 100 + n) for n, (b, s) in enumerate(zip(moved, seconds, strict=True))])
     line = statistics.linear_regression(moved, seconds)
     assert found.slope_s_per_gb == pytest.approx(line.slope, abs=1e-3)
     assert found.start_s == pytest.approx(line.intercept, abs=1e-3)
@@ -208,16 +243,18 @@ def test_the_line_is_that_of_statistics():
 
 # -- whole scripts ---------------------------------------------------------------------------------
 def test_speed_measures_all_subjects_and_names_no_path(tiny: Path, tmp_path: Path):
-    """Rows for plait, both floors and a peer, with every run and its ratios; no path or host name in what is kept; no output is left."""
+    """Rows for plait, the floors and a peer, with every run and its ratios; no path or host name in what is kept; no output is left."""
     (tmp_path / "scratch").mkdir()
     options = ["--methods", "slerp", "--repeat", "1", "--memory", "128MiB", "--peer", f"nothing={sys.executable} -c 0 {{out}}", "--name", "tried"]
     done = script("speed.py", "--set", tiny, "--results", tmp_path, "--out", tmp_path / "scratch", *options)
     assert done.returncode in (0, 1), done.stderr  # 1: so small a set cannot keep a promise about 1.1B parameters
     data = json.loads((tmp_path / "tried.json").read_text())
+    direct = ["floor direct"] * floor_script.writes_direct(tmp_path)
     assert done.returncode == bool(data["broken_promises"])
-    assert [r["subject"] for r in data["rows"]] == ["plait 128MiB", "floor", "floor+sync", "nothing"]
+    assert [r["subject"] for r in data["rows"]] == ["plait 128MiB", *direct, "floor buffered", "floor (not durable)", "nothing"]
     assert all(len(r["wall_s"]) == len(r["peak_bytes"]) == 1 for r in data["rows"])
-    mine, floor, *_ = data["rows"]
+    mine, *others = data["rows"]
+    floor = min((r for r in others if r["subject"] in speed.DURABLE), key=lambda r: statistics.median(r["wall_s"]))
     assert mine["plan"]["bytes_written"] > 0
     assert mine["ratio_to"]["floor"] == pytest.approx(mine["median_wall_s"] / statistics.median(floor["wall_s"]), rel=0.01)
     assert mine["max_peak_bytes"] > data["import_baseline_bytes"] > MIB
@@ -230,11 +267,11 @@ def test_speed_measures_all_subjects_and_names_no_path(tiny: Path, tmp_path: Pat
 
 def test_grid_compares_prediction_and_measurement(tmp_path: Path):
     """A cell in which the prediction holds; a budget that is refused is listed as such."""
-    done = script("grid.py", "--preset", "tiny", "--methods", "linear", "--budgets", "1MiB,128MiB", "--no-growth", "--no-cold", "--results", tmp_path)
+    done = script("grid.py", "--preset", "tiny", "--methods", "linear", "--budgets", "1MiB,128MiB", "--no-cold", "--results", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     cells = json.loads((tmp_path / "grid.json").read_text())["cells"]
     assert [(c["budget"], c["kernels"], c["verdict"]) for c in cells] == [("1MiB", "", "refused"), ("128MiB", "warm", "ok")]
-    assert all(0 < c["used"] <= c["predicted"] <= c["limit"] for c in cells[1:])
+    assert all(c["used"] <= c["predicted"] <= c["limit"] and c["peak"] > MIB for c in cells[1:])
 
 
 def test_the_machine_is_described_without_its_name(tmp_path: Path):

@@ -319,9 +319,10 @@ def test_running_out_in_a_merge(name: str, folder: Path, tmp_path: Path, gpus: A
         assert report.gpu_retries == 1
         assert bits(tmp_path / f"once{k}") == bits(tmp_path / "clean")
         gpus(1 << 33)[0].fail_at = frozenset(range(k, 10 * clean.allocations))
+        out = tmp_path / f"out{k}"
         with pytest.raises(KernelError, match="ran out of memory"):
-            on_gpu(recipe, tmp_path / "out", workers=2)
-        assert tiny.leftovers(tmp_path / "out") == []
+            on_gpu(recipe, out, workers=2)
+        assert set(tiny.leftovers(out)) <= {f".{out.name}.plait-partial"}  # what is finished is kept
 
 
 # -- whole ops --------------------------------------------------------------------------------------

@@ -278,8 +278,10 @@ def test_sets_without_an_index(tmp_path: Path) -> None:
 def test_other_formats_say_how_to_convert(tmp_path: Path) -> None:
     """A folder of pickles, and a pickle itself, say that only safetensors is read and how to convert."""
     (tmp_path / "pytorch_model.bin").write_bytes(b"PK")
-    refused(tmp_path, "holds no safetensors file", "pytorch_model.bin", "save_pretrained")
-    refused(tmp_path / "pytorch_model.bin", "not a safetensors file", "save_pretrained")
+    refused(tmp_path, "holds no safetensors file", "pytorch_model.bin", "may run code", "safetensors")
+    refused(tmp_path / "pytorch_model.bin", "not a safetensors file", "may run code", "safetensors")
+    os.rename(tmp_path / "pytorch_model.bin", tmp_path / "model.gguf")
+    refused(tmp_path, "'model.gguf' holds weights in a format that plait does not read", "convert it to safetensors")
 
 
 @pytest.mark.parametrize(
@@ -350,10 +352,10 @@ def test_resolve_failure_lists_the_places(hub: Path, tmp_path: Path) -> None:
 
 
 def test_many_tensors_are_read_fast(tmp_path: Path) -> None:
-    """A header of 10^5 tensors takes about a second, and that of a 70B model in 29 shards about a tenth."""
+    """A header of 65,000 tensors takes about half a second, and that of a 70B model in 29 shards about a tenth."""
     from plait.planner.layout import index_json, make_layout
 
-    many = make_layout([(f"model.layers.{i // 100}.mlp.experts.{i % 100}.up_proj.weight", "BF16", (8, 8)) for i in range(100_000)], 10**12)
+    many = make_layout([(f"model.layers.{i // 100}.mlp.experts.{i % 100}.up_proj.weight", "BF16", (8, 8)) for i in range(65_000)], 10**12)
     blob = many.shards[0].header
     with open(tmp_path / "many.safetensors", "wb") as stream:
         stream.write(blob)
@@ -368,11 +370,11 @@ def test_many_tensors_are_read_fast(tmp_path: Path) -> None:
             stream.truncate(shard.size)
     (folder / "model.safetensors.index.json").write_bytes(index_json(layout))
     start = time.process_time()
-    assert len(read_header(tmp_path / "many.safetensors").entries) == 100_000
+    assert len(read_header(tmp_path / "many.safetensors").entries) == 65_000
     middle = time.process_time()
     assert len(open_checkpoint(folder).tensors) == 720
     end = time.process_time()
-    assert middle - start < 3  # about 0.6 s when nothing else runs
+    assert middle - start < 2  # about 0.5 s when nothing else runs
     assert end - middle < 0.3
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import plait
+from plait.planner import blocks
 from plait.planner.explain import groups, to_text
 from plait.planner.plan import Plan
 from plait.planner.schedule import size
@@ -97,11 +98,12 @@ def test_layers_are_folded_into_groups(plans: dict[str, Plan]):
     assert list(found) == ["embedding", "mlp", "norm", "head"]
 
 
-def test_sweeps_and_mispredictions_are_said(plans: dict[str, Plan], tmp_path: Path):
+def test_sweeps_and_mispredictions_are_said(plans: dict[str, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A model-wide statistic says that the model is gone through twice; a threshold whose inputs are read again what it may read more."""
     assert "2 over the model" in flat(to_text(plans["ties_global"], 200))
     assert "thrice" not in to_text(plans["ties_global"])
     (tmp_path / "r.yml").write_text(tiny.recipes(tiny.write_set(tmp_path / "m"))["ties"])
+    monkeypatch.setattr(blocks, "SEEN_WHOLE", 0)
     again = plait.plan(tmp_path / "r.yml", plait.Options(memory="1GiB", workers=1, device="cpu", residency="reread"))
     assert again.prediction.bytes_read_extra > 0
     assert f"up to {size(again.prediction.bytes_read_extra)} where a sample mispredicts" in flat(to_text(again, 200))

@@ -1,0 +1,317 @@
+"""The journal: what was said to be durable is, whatever prefix of the disk's operations survived, and damage never speaks."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plait.engine import checksum, commits, shardfile
+from plait.engine.commits import Commits
+from plait.engine.journal import ENTRY, JOURNAL_NAME, Found, JournalWriter, entry, read_journal, sorted_entries
+from plait.engine.writer import OutputFolder
+from plait.planner.layout import make_layout
+from plait.planner.types import SideFile
+
+HEAD = {"plait": "1", "files": [], "shards": []}
+
+
+def packed(*ranges: tuple[int, int, int]) -> bytes:
+    return b"".join(entry(shard, offset, nbytes, bytes([offset % 251]) * 16) for shard, offset, nbytes in ranges)
+
+
+def written(path: Path, *records: bytes) -> list[int]:
+    """A journal of some records; its length after each."""
+    writer, lengths = JournalWriter(path, HEAD), []
+    for record in records:
+        lengths.append(path.stat().st_size)
+        writer.append(record)
+    writer.close()
+    return [*lengths, path.stat().st_size]
+
+
+# -- records ----------------------------------------------------------------------------------------
+def test_what_is_written_is_read(tmp_path: Path):
+    """Head and ranges come back, by shard and offset, each once."""
+    written(tmp_path / "j", packed((1, 500, 10), (0, 900, 5)), packed((0, 100, 50), (1, 500, 10)))
+    found = read_journal(tmp_path / "j")
+    assert (found.head, found.version, found.damaged) == (HEAD, 1, False)
+    assert [(int(e["shard"]), int(e["offset"]), int(e["nbytes"])) for e in found.entries] == [(0, 100, 50), (0, 900, 5), (1, 500, 10)]
+    assert found.entries["digest"][0].tobytes() == bytes([100]) * 16
+
+
+def test_missing_and_foreign(tmp_path: Path):
+    """No journal, an empty one and another file say nothing; one of another version says that it is one."""
+    assert read_journal(tmp_path / "none").head is None
+    for content, version in ((b"", 0), (b"hello\n", 0), (b"plait journal 7\nwhatever", 7), (b"plait journal x\n", 0), (b"plait journal 1", 0)):
+        (tmp_path / "j").write_bytes(content)
+        found = read_journal(tmp_path / "j")
+        assert (found.head, found.entries.size, found.version) == (None, 0, version)
+
+
+def test_every_torn_tail(tmp_path: Path):
+    """Cut anywhere, the journal holds exactly the records that are whole."""
+    lengths = written(tmp_path / "j", packed((0, 0, 10)), packed((0, 10, 10), (0, 20, 10)), packed((0, 30, 5)))
+    raw = (tmp_path / "j").read_bytes()
+    for cut in range(len(raw) + 1):
+        (tmp_path / "cut").write_bytes(raw[:cut])
+        found = read_journal(tmp_path / "cut")
+        whole = sum(length <= cut for length in lengths)
+        assert (found.head is not None) == (whole > 0)
+        assert found.entries.size == {0: 0, 1: 0, 2: 1, 3: 3, 4: 4}[whole]
+        assert found.damaged == (cut not in lengths and cut != len(b"plait journal 1\n"))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damage_ends_the_journal(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory):
+    """Bytes changed or overwritten anywhere invalidate their record and all behind it, and no others."""
+    path = tmp_path_factory.mktemp("j") / "j"
+    lengths = written(path, packed((0, 0, 10)), packed((0, 10, 10), (0, 20, 10)), packed((0, 30, 5)))
+    raw = bytearray(path.read_bytes())
+    at = data.draw(st.integers(len(b"plait journal 1\n"), len(raw) - 1))
+    raw[at] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(bytes(raw))
+    found = read_journal(path)
+    assert found.entries.size == {0: 0, 1: 0, 2: 1, 3: 3}[sum(length <= at for length in lengths)]
+    assert found.damaged
+
+
+def test_a_record_out_of_its_place(tmp_path: Path):
+    """A good record that stands elsewhere, as a lost write leaves it, does not count."""
+    lengths = written(tmp_path / "j", packed((0, 0, 10)), packed((0, 10, 10)), packed((0, 20, 10)))
+    raw = (tmp_path / "j").read_bytes()
+    (tmp_path / "j").write_bytes(raw[: lengths[1]] + raw[lengths[2] :])
+    assert read_journal(tmp_path / "j").entries.size == 1
+
+
+# -- ranges -----------------------------------------------------------------------------------------
+@settings(max_examples=200, deadline=None)
+@given(cuts=st.lists(st.integers(1, 40), min_size=1, max_size=12), lost=st.sets(st.integers(0, 11)), first=st.integers(0, 3), count=st.integers(1, 6))
+def test_covers(cuts: list[int], lost: set[int], first: int, count: int):
+    """A range is covered when every block in it is there, and only then."""
+    starts = [100 + sum(cuts[:i]) for i in range(len(cuts))]
+    found = Found(sorted_entries(packed(*((2, s, n) for i, (s, n) in enumerate(zip(starts, cuts, strict=True)) if i not in lost), (1, 100, 7))))
+    chosen = range(min(first, len(cuts) - 1), min(first + count, len(cuts)))
+    nbytes = sum(cuts[i] for i in chosen)
+    assert found.covers(2, starts[chosen[0]], nbytes) == (not lost & set(chosen))
+    assert not found.covers(3, starts[chosen[0]], nbytes)
+    assert not found.covers(2, starts[chosen[0]], nbytes + 1)
+
+
+def test_digests_see_what_disks_do():
+    """A flipped bit, a zeroed sector, two pages exchanged and a byte too few all show; ranges read through a buffer give the same digest."""
+    data = np.random.default_rng(1).integers(0, 256, (2 << 20) + 123, np.uint8)
+    good = checksum.digest(data)
+
+    def changed(change: Callable[[Any], None]) -> bytes:
+        other = data.copy()
+        change(other)
+        return checksum.digest(other)
+
+    def exchange(other: Any) -> None:
+        other[4096:8192], other[40960:45056] = data[40960:45056], data[4096:8192]
+
+    bad = [changed(lambda x, b=bit: x.__setitem__(b >> 3, x[b >> 3] ^ (1 << (b & 7)))) for bit in (0, 77_777, 8 * data.size - 1)]
+    bad += [changed(lambda x: x.__setitem__(slice(512, 1024), 0)), changed(exchange), checksum.digest(data[:-1])]
+    assert len({good, *bad}) == 1 + len(bad)
+    for nbytes in (0, 1, 4072, 16384, 16385, 300_000, data.size):
+        part = checksum.RangeDigest().of(lambda at, out: out.__setitem__(slice(None), data[at : at + out.size]), 5 if nbytes < data.size else 0, nbytes)
+        assert part == checksum.digest(data[5 if nbytes < data.size else 0 :][:nbytes])
+
+
+# -- batches ----------------------------------------------------------------------------------------
+def test_a_batch_is_flushed_before_it_is_recorded():
+    """Data first, journal second; all of it in the end; no more than twice a batch is ever at stake."""
+    order: list[tuple[str, int]] = []
+    at_stake, lock = [0], threading.Lock()
+
+    def record(data: bytes) -> None:
+        with lock:
+            order.append(("record", len(data) // ENTRY.itemsize))
+
+    batches = Commits(lambda shards: order.append(("sync", len(list(shards)))), record, interval_s=60.0, batch_bytes=1000)
+    for i in range(50):
+        batches.note(i % 2, 100, packed((i % 2, 100 * i, 100)))
+        at_stake[0] = max(at_stake[0], 100 * (i + 1) - batches.durable_bytes)
+    batches.finish(commit=True)
+    assert batches.durable_bytes == 5000
+    assert sum(n for kind, n in order if kind == "record") == 50
+    assert [kind for kind, _ in order] == ["sync", "record"] * (len(order) // 2)
+    assert at_stake[0] <= 2100
+
+
+def test_a_failed_commit_is_raised_at_the_next_write():
+    """The first error of the disk ends the run and is not forgotten."""
+
+    def fail(shards: Any) -> None:
+        raise OSError(5, "broken")
+
+    batches = Commits(fail, lambda data: None, interval_s=0.0, batch_bytes=1)
+    with pytest.raises(OSError, match="broken"):
+        for i in range(10_000):
+            batches.note(0, 1, packed((0, i, 1)))
+    with pytest.raises(OSError, match="broken"):
+        batches.finish(commit=True)
+    assert batches.durable_bytes == 0
+
+
+# -- power loss -------------------------------------------------------------------------------------
+@dataclass
+class Disk:
+    """Records every operation on files below a folder, to play any prefix of them back onto another disk.
+
+    Attributes:
+        home: the folder.
+        log: operations in order: kind, path or file number, arguments.
+    """
+
+    home: Path
+    log: list[tuple[Any, ...]] = field(default_factory=list)
+    files: dict[int, int] = field(default_factory=dict)
+    lock: Any = field(default_factory=threading.RLock)
+
+    def watch(self, patch: pytest.MonkeyPatch) -> None:
+        """Wrap the calls that the engine makes."""
+        real = {name: getattr(os, name) for name in ("open", "close", "pwrite", "fsync", "fdatasync", "rename", "mkdir", "unlink", "ftruncate")}
+
+        def wrapped(name: str, note: Callable[..., Any]) -> None:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                with self.lock:
+                    result = real[name](*args, **kwargs)
+                    note(result, *args)
+                return result
+
+            patch.setattr(os, name, call)
+
+        wrapped("open", self._opened)
+        wrapped("close", lambda result, fd: self.files.pop(fd, None))
+        wrapped("pwrite", lambda count, fd, data, at: self.log.append(("write", self.files[fd], at, bytes(data)[:count])) if fd in self.files else None)
+        wrapped("ftruncate", lambda result, fd, size: self.log.append(("size", self.files[fd], size)) if fd in self.files else None)
+        for name in ("fsync", "fdatasync"):
+            wrapped(name, self._synced)
+        wrapped("rename", lambda result, old, new: self.log.append(("rename", str(old), str(new))))
+        wrapped("mkdir", lambda result, path, *mode: self.log.append(("mkdir", str(path))))
+        wrapped("unlink", lambda result, path: self.log.append(("unlink", str(path))))
+        patch.setattr(shardfile, "_reserve", lambda fd, size: os.ftruncate(fd, size))
+
+    def _opened(self, fd: int, path: Any, flags: int, *mode: Any) -> None:
+        text = os.fspath(path)
+        if isinstance(text, str) and text.startswith(str(self.home)) and not flags & os.O_DIRECTORY and ".plait-lock" not in text:
+            number = os.fstat(fd).st_ino
+            self.files[fd] = number
+            if flags & os.O_CREAT:
+                self.log.append(("create", number, text, bool(flags & os.O_TRUNC)))
+
+    def _synced(self, result: None, fd: int) -> None:
+        if fd in self.files:
+            self.log.append(("sync", self.files[fd]))
+        else:
+            self.log.append(("sync folder", os.readlink(f"/proc/self/fd/{fd}")))
+
+
+def after_power_loss(log: list[tuple[Any, ...]], home: Path, new: Path, how: str, draw: random.Random) -> None:
+    """What a disk holds that lost its power after the last operation of `log`.
+
+    Args:
+        log: operations.
+        home: where they happened.
+        new: where the disk's contents are put.
+        how: what becomes of writes that were not flushed: `lost`, `kept`, or `mixed` by halves and sectors.
+        draw: decides the latter.
+    """
+    content: dict[int, bytearray] = {}
+    synced = {}
+    names: dict[str, int | None] = {str(home): None}
+    for index, (kind, *args) in enumerate(log):
+        if kind == "sync":
+            synced[args[0]] = index
+    last_folder_sync = max((i for i, (kind, *_) in enumerate(log) if kind == "sync folder"), default=-1)
+    for index, (kind, *args) in enumerate(log):
+        unflushed = kind in ("write", "size") and index > synced.get(args[0], -1)
+        if kind in ("create", "rename", "mkdir", "unlink") and index > last_folder_sync and how == "lost":
+            continue  # names that no folder's flush made sure of
+        if kind == "create":
+            content.setdefault(args[0], bytearray())
+            names[args[1]] = args[0]
+        elif kind == "mkdir":
+            names[args[0]] = None
+        elif kind == "unlink":
+            names.pop(args[0], None)
+        elif kind == "rename":
+            old, target = args
+            for name in [n for n in names if n == target or n.startswith(target + "/")]:
+                del names[name]
+            for name in [n for n in names if n == old or n.startswith(old + "/")]:
+                names[target + name[len(old) :]] = names.pop(name)
+        elif kind == "size":
+            if not unflushed or how != "lost":
+                data = content.setdefault(args[0], bytearray())
+                data.extend(bytes(max(0, args[1] - len(data))))
+        elif kind == "write" and (not unflushed or how == "kept" or (how == "mixed" and draw.random() < 0.5)):
+            number, at, part = args
+            if unflushed and how == "mixed":
+                part = part[: draw.randrange(len(part) + 1)]
+            data = content.setdefault(number, bytearray())
+            data.extend(bytes(max(0, at + len(part) - len(data))))
+            data[at : at + len(part)] = part
+    for name, number in sorted(names.items()):
+        target = new / os.path.relpath(name, home)
+        if number is None:
+            target.mkdir(parents=True, exist_ok=True)
+        elif target.parent.is_dir():
+            target.write_bytes(bytes(content.get(number, b"")))
+
+
+@pytest.mark.parametrize("how", ["lost", "kept", "mixed"])
+def test_every_prefix_of_the_operations(how: str, tmp_path: Path):
+    """Power fails after any operation of a run: whatever the journal then says is durable is, and the run that continues gives the same bytes."""
+    layout = make_layout([(f"w{i}", "U8", (700,)) for i in range(8)], 3000)
+    data = {name: np.random.default_rng(i).bytes(place.nbytes) for i, (name, place) in enumerate(layout.places.items())}
+    made = {"plait": "1", "fingerprint": "f", "files": [], "shards": [], "layout": 0, "computation": 0, "blocks": [], "libraries": {}, "recipe": ""}
+
+    def fill(out: OutputFolder) -> int:
+        todo = [(n, at) for n, p in layout.places.items() for at in (0, 350) if not out.found.covers(p.shard, p.offset + at, 350)]
+        for name, at in todo:
+            out.write(layout.places[name].shard, layout.places[name].offset + at, memoryview(data[name])[at : at + 350])
+        return len(todo)
+
+    home = tmp_path / "disk"
+    home.mkdir()
+    disk = Disk(home)
+    with pytest.MonkeyPatch.context() as patch:
+        disk.watch(patch)
+        patch.setattr(commits.Commits.__init__, "__defaults__", (0.0, 1000))
+        with OutputFolder(home / "out", layout, identity=lambda: made) as out:
+            fill(out)
+            out.publish([SideFile("config.json", content=b"{}")])
+    good = {p.name: p.read_bytes() for p in (home / "out").iterdir() if p.name.startswith("model")}
+    draw, resumed = random.Random(3), 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda fd: None)
+        patch.setattr(os, "fdatasync", lambda fd: None)
+        for cut in range(len(disk.log) + 1):
+            new = tmp_path / "new"
+            after_power_loss(disk.log[:cut], home, new, how, draw)
+            final = new / "out"
+            if not final.exists():
+                with OutputFolder(final, layout, identity=lambda: made) as out:
+                    for number, found in ((int(e["shard"]), e) for e in read_journal(out.working / JOURNAL_NAME).entries):
+                        first, nbytes = int(found["offset"]), int(found["nbytes"])
+                        piece = (out.working / f"shard-{number + 1:05d}.partial").read_bytes()[first : first + nbytes]
+                        assert checksum.digest(piece) == found["digest"].tobytes(), f"operation {cut}: the journal names bytes that are not there"
+                    resumed += fill(out) < 16
+                    out.publish([SideFile("config.json", content=b"{}")])
+            assert {p.name: p.read_bytes() for p in final.iterdir() if p.name.startswith("model")} == good, f"operation {cut}"
+            shutil.rmtree(new)
+    assert resumed > 10

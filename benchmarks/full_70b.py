@@ -35,13 +35,13 @@ from report import save, table_of
 
 import plait
 from plait.engine.executor import execute
+from plait.engine.machine import available_memory
 from plait.engine.pool import DevicePool
 from plait.engine.reader import Reader
 from plait.engine.shardfile import ShardFile
 from plait.measuring import import_bytes
 from plait.planner.types import Layout, SideFile
 
-SHAPE = PRESETS["70b"]
 SINKS = ("remove", "discard")
 
 
@@ -174,7 +174,7 @@ def merge(recipe: Path, memory: str, sink_name: str, folder: Path) -> dict[str, 
     sink = Remove(plan.layout, folder) if sink_name == "remove" else Discard(plan.layout)
     try:
         sink.begin()
-        with Reader() as reader:
+        with Reader(drop_behind=sum(file.size for file in plan.files) > available_memory()) as reader:  # as `plait.merge` does
             report = execute(plan, sink, reader, pool=DevicePool(()))
             reader.check_unchanged(plan.files)
         sink.publish()
@@ -190,7 +190,7 @@ def merge(recipe: Path, memory: str, sink_name: str, folder: Path) -> dict[str, 
 
 def measured(method: str, layers: int, args: argparse.Namespace, scratch: Path) -> Result:
     """Makes the inputs and merges them in a process of its own."""
-    models = make_set(scratch / f"model-{layers}", replace(SHAPE, layers=layers), args.experts, sparse=True)
+    models = make_set(scratch / f"model-{layers}", replace(PRESETS[args.preset], layers=layers), args.experts, sparse=True)
     recipe = scratch / f"{method}-{layers}.yml"
     recipe.write_text(text_of(method, models))
     found: Measured = run([sys.executable, __file__, "--inside", str(recipe), "--memory", args.memory, "--sink", args.sink, "--scratch", str(scratch)])
@@ -206,12 +206,14 @@ def shown(r: Result) -> list[list[str]]:
     moved = (r.bytes_read + r.bytes_written) / 1e9
     return [
         ["seconds", "plan", f"{r.plan_s:.2f}", ""],
-        ["", "run", f"{r.run_s:.1f}", f"{r.predicted_s:.1f}"],
-        ["", "of CPU, all told", f"{r.cpu_s:.1f}", ""],
+        ["", "run", f"{r.run_s:.1f}", ""],
+        ["", "whole process", f"{r.wall_s:.1f}", f"{r.predicted_s:.1f}"],
+        ["", "CPU", f"{r.cpu_s:.1f}", ""],
         ["GB", "read", f"{r.bytes_read / 1e9:.2f}", f"{r.predicted_read / 1e9:.2f}"],
         ["", "written", f"{r.bytes_written / 1e9:.2f}", f"{r.predicted_written / 1e9:.2f}"],
         ["", "moved a second", f"{moved / r.run_s:.2f}", ""],
         ["", "of output on disk at once", f"{r.output_at_once / 1e9:.2f}", ""],
+        ["tensors", "", str(r.tensors), ""],
         ["MiB", "private memory above imports", f"{r.peak / MIB:.1f}", f"{r.predicted_peak / MIB:.1f}"],
         ["", "private memory of the imports", f"{r.imports / MIB:.1f}", ""],
     ]
@@ -227,7 +229,7 @@ def main() -> None:
         measured(args.method, 1, args, scratch)
         result = measured(args.method, args.layers, args, scratch)
         facts = machine.describe(scratch)
-    title = f"{args.method} of base + {args.experts}, 70B width, {args.layers} layers, {result.tensors} tensors, --memory {args.memory}, sink: {args.sink}"
+    title = f"{args.method} of base + {args.experts}, shape {args.preset}, {args.layers} layers, --memory {args.memory}, sink {args.sink}"
     notes = ["inputs are sparse files: zeros, for reading, memory and writing only; real values and a real disk take longer", machine.line(facts)]
     notes += [] if result.verdict == "ok" else [result.verdict]
     data = {"machine": facts, "page_cache": "cold; holes are made up by the file system", "result": {**asdict(result), "verdict": result.verdict}}
@@ -238,7 +240,8 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", choices=METHODS, default="ties")
-    parser.add_argument("--layers", type=int, default=SHAPE.layers, help="default: %(default)s")
+    parser.add_argument("--preset", choices=PRESETS, default="70b", help="a smaller shape, to try the script")
+    parser.add_argument("--layers", type=int, default=80, help="default: %(default)s")
     parser.add_argument("--experts", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--memory", default="1GiB", help="default: %(default)s")
     parser.add_argument("--sink", choices=SINKS, default="remove", help="write and remove each file, or only count; default: %(default)s")

@@ -1,6 +1,6 @@
 """Does the cost of a merge grow with the bytes that it moves, and its memory not at all?
 
-    python benchmarks/growth.py                                   # some minutes; makes its own checkpoints, 5 GB at most at a time
+    python benchmarks/growth.py                                   # some minutes; makes its own checkpoints, 11 GB at most at a time
     python benchmarks/growth.py --counts 2,4 --repeat 1           # to try it
 
 Merges models of 2, 4, 8 and 16 layers with two experts, and of two layers with 2 to 16 experts, as whole processes with warm kernels and a
@@ -31,8 +31,8 @@ from measure import MIB, Measured, plait, planned, run
 from recipes import methods_named, text_of
 from report import save, table_of
 
-#: One layer of it has 25 million parameters.
-SHAPE = {"hidden": 1536, "inter": 4096, "heads": 16, "kv_heads": 4, "vocab": 4096}
+#: One layer of it has 61 million parameters.
+SHAPE = {"hidden": 2048, "inter": 8192, "heads": 16, "kv_heads": 4, "vocab": 4096}
 LEAST_R2 = 0.9
 MOST_SPREAD = 1.1
 

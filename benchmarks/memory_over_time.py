@@ -3,8 +3,8 @@
     python benchmarks/memory_over_time.py --set /data/tl                  # runs linear and ties in 128 MiB, draws where matplotlib is
     python benchmarks/memory_over_time.py --redraw                        # draws the kept data again; needs matplotlib, not plait
 
-Every 10 ms the private memory (RssAnon) of the whole process is sampled. Beside the curves stand what the plan predicts for each run,
-above the memory that importing takes. The data are kept as JSON; the picture needs matplotlib, which plait itself does not.
+Every 10 ms the private memory (RssAnon) of the whole process is sampled. Beside the curves stand the budget, and what the plan predicts
+for each run, both above the memory that importing takes. The data are kept as JSON; the picture needs matplotlib, which plait itself does not.
 """
 
 from __future__ import annotations
@@ -67,15 +67,20 @@ def draw(data: dict[str, Any], picture: Path) -> bool:
     for method, found in data["runs"].items():
         seconds, sizes = zip(*found["samples"], strict=True)
         (curve,) = axes.plot(seconds, [s / MIB for s in sizes], label=method)
-        most = (found["import_baseline_bytes"] + found["predicted_peak_bytes"]) / MIB
-        axes.axhline(most, color=curve.get_color(), linestyle=":", linewidth=1)
-        axes.annotate(f"{method}: imports + prediction", (1.0, most), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+        imports = found["import_baseline_bytes"] / MIB
+        _limit(axes, imports + found["predicted_peak_bytes"] / MIB, f"{method}: imports + prediction", curve.get_color(), ":")
+    _limit(axes, imports + found["budget_bytes"] / MIB, "imports + budget", "0.2", "--")
+    _limit(axes, imports, "imports", "0.6", ":")
     axes.set(xlabel="seconds since the process began", ylabel="private memory, MiB", title=f"plait merge --memory {data['memory']}", ylim=(0, None))
-    axes.legend(loc="lower right", frameon=False)
-    figure.tight_layout()
-    figure.savefig(picture, dpi=120)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, 0.94), frameon=False)
+    figure.savefig(picture, dpi=120, bbox_inches="tight")
     pyplot.close(figure)
     return True
+
+
+def _limit(axes: Any, mib: float, text: str, color: str, style: str) -> None:
+    axes.axhline(mib, color=color, linestyle=style, linewidth=1)
+    axes.annotate(text, (1.005, mib), xycoords=("axes fraction", "data"), va="center", fontsize=8)
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ class Commits:
                 self._thread.start()
             if self._bytes >= self._batch_bytes:
                 self._changed.notify_all()
-            while self._busy_bytes and self._bytes + self._busy_bytes > 2 * self._batch_bytes and self._error is None:
+            while self._bytes + self._busy_bytes > 2 * self._batch_bytes and not self._closing and self._error is None:
                 self._changed.wait()
             if self._error is not None:
                 raise self._error

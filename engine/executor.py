@@ -230,6 +230,8 @@ class _Run:
                 self.open.remove(task)
                 self.ledger.release(task.leased)
             self.condition.notify_all()
+        if following is None:
+            self.host.reader.done_with(task.component.inputs)
         if following is None and self.number + 1 == self.host.plan.sweeps and task.component.name not in self.remaining.complete:
             self.host.events.finished_component(task.component)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from hashlib import blake2b
-from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
 from typing import Any
 
@@ -61,6 +59,9 @@ def _libraries(plan: Plan) -> dict[str, str]:
 
 
 def _version(name: str) -> str:
+    """Version of an installed library, without loading it."""
+    from importlib.metadata import PackageNotFoundError, version  # 30 ms that plans without such work need not spend
+
     try:
         return version(name)
     except PackageNotFoundError:
@@ -110,6 +111,8 @@ def _files(shards: list[list[Any]]) -> str:
 
 
 def _changed_recipe(before: str, now: str) -> str:
+    import difflib
+
     lines = [line for line in difflib.unified_diff(before.splitlines(), now.splitlines(), lineterm="", n=0) if line[:2] not in ("--", "++", "@@")]
     changed = [f"`{line[1:].strip()}` is {'gone' if line[0] == '-' else 'new'}" for line in lines if line[1:].strip()]
     if not changed:

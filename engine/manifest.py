@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from hashlib import blake2b
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +102,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
-        raise CheckpointError(f"{folder} has no {MANIFEST_NAME}: it is not an output of plait, or not a whole one; give a folder that plait wrote", path=str(path))
+        raise CheckpointError(
+            f"{folder} has no {MANIFEST_NAME}: it is not an output of plait, or not a whole one; give a folder that plait wrote", path=str(path)
+        )
     found = read_json(path, _MOST_BYTES, "the manifest", _MOST_MARKS)
     if found.get("format") != FORMAT:
         raise CheckpointError(f"{path} is of format {found.get('format')!r} and this plait reads {FORMAT}; use the plait that wrote it", path=str(path))
@@ -144,10 +145,10 @@ def _blake(data: bytes) -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    """Of Python and of the libraries that the run loaded."""
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
     for name in _VERSIONS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
+        module = sys.modules.get(name)
+        if module is not None:
+            found[name] = str(module.__version__)
     return found

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from plait.engine.blockrun import Array
-from plait.engine.checksum import PIECE, RangeDigest, digest
+from plait.engine.checksum import PIECE, RangeDigest
 from plait.engine.commits import Commits
 from plait.engine.identity import differences
 from plait.engine.journal import ENTRY, JOURNAL_NAME, VERSION, Entries, Found, JournalWriter, entry, read_journal, sorted_entries
@@ -95,9 +95,9 @@ class Partial:
         self._files = files
 
     # -- while it runs ----------------------------------------------------------------------------
-    def wrote(self, shard: int, offset: int, data: memoryview) -> None:
-        """Bytes were written: they are to become durable."""
-        self.commits.note(shard, data.nbytes, entry(shard, offset, data.nbytes, digest(data)))
+    def wrote(self, shard: int, offset: int, nbytes: int, known: bytes) -> None:
+        """Bytes of a known digest were written: they are to become durable."""
+        self.commits.note(shard, nbytes, entry(shard, offset, nbytes, known))
 
     def copied(self, shard: int, offset: int, nbytes: int, read: Callable[[int, Array], None], source_offset: int) -> None:
         """Bytes were copied from an input file, which `read` reads again to take their digests."""

@@ -18,17 +18,22 @@ import numpy as np
 
 from plait.ops.errors import CheckpointError
 from plait.planner.safetensors_header import open_regular
-from plait.planner.types import FileIdentity
+from plait.planner.types import FileIdentity, TensorRef
 
 _MOST_PER_CALL = 1 << 30  # below the 2 GiB at which Linux cuts a read short
 _RETRIES_S = (0.01, 0.1, 0.5)  #: waits before a failed read is tried again: network disks and old ones often give on the second try
 
 
 class Reader:
-    """Open input files and their byte counter; every method may be called from any thread."""
+    """Open input files and their byte counter; every method may be called from any thread.
 
-    def __init__(self) -> None:
+    Args:
+        drop_behind: the inputs do not fit into the page cache: what is done with leaves it, so that it does not push out what is to come.
+    """
+
+    def __init__(self, *, drop_behind: bool = False) -> None:
         """Open nothing yet."""
+        self._drop_behind = drop_behind and hasattr(os, "posix_fadvise")
         self._lock = threading.Lock()
         self._open: dict[str, int] = {}
         self._closed = False
@@ -82,6 +87,12 @@ class Reader:
             done += count
         with self._lock:
             self._bytes_read += done
+
+    def done_with(self, refs: Iterable[TensorRef]) -> None:
+        """Tensors that will not be read again soon: with `drop_behind` the page cache lets go of them."""
+        if self._drop_behind:
+            for ref in refs:
+                os.posix_fadvise(self.fd(ref.file), ref.start, ref.nbytes, os.POSIX_FADV_DONTNEED)
 
     def check_unchanged(self, identities: Iterable[FileIdentity]) -> None:
         """Compare each file with what the plan saw.

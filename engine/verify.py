@@ -111,9 +111,7 @@ def _side_problems(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
             yield f"{name} was changed"
 
 
-def _tensor_problem(
-    folder: Path, reader: Reader, digests: RangeDigest, item: tuple[str, str, dict[str, Any]], progress: Callable[[int], None]
-) -> str | None:
+def _tensor_problem(folder: Path, reader: Reader, digests: RangeDigest, item: tuple[str, str, dict[str, Any]], progress: Callable[[int], None]) -> str | None:
     name, shard, row = item
     read = partial(reader.read_into, str(folder / shard))
     found = b""
@@ -218,4 +216,3 @@ def _tensor_at(plan: Plan, shard: int, offset: int) -> str:
         return place.shard == shard and place.offset <= offset < place.offset + place.nbytes
 
     return next(name for name, place in plan.layout.places.items() if holds(place))
-

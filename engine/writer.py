@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from plait.engine.blockrun import Array
+from plait.engine.checksum import digest
 from plait.engine.journal import JOURNAL_NAME, Found
 from plait.engine.manifest import MANIFEST_NAME, file_sum, manifest
 from plait.engine.partial import Partial, partial_name
@@ -175,9 +176,10 @@ class OutputFolder:
             return
         self._check_range(shard, offset, view.nbytes)
         view = view.cast("B")
+        known = digest(view) if self._partial is not None else b""  # now, while the processor's cache holds them
         self._write(shard, view, offset, data.__array_interface__["data"][0] if isinstance(data, np.ndarray) else -1)
         if self._partial is not None:
-            self._partial.wrote(shard, offset, view)
+            self._partial.wrote(shard, offset, view.nbytes, known)
         self._count(view.nbytes)
 
     def copy(self, shard: int, offset: int, source_fd: int, source_offset: int, nbytes: int) -> None:

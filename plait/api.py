@@ -153,6 +153,11 @@ def write(
     return run_plan(planned, out, sides, inputs, events, begun, options, stop=stop)
 
 
+def _overflow(planned: Plan) -> bool:
+    """Whether the inputs are larger than the memory that the page cache could take."""
+    return sum(file.size for file in planned.files) > available_memory()
+
+
 def run_plan(
     planned: Plan,
     out: str | Path,
@@ -179,7 +184,7 @@ def run_plan(
     made = lru_cache(maxsize=1)(lambda: identity(planned, __version__, text, source))
     folder = OutputFolder(Path(out), planned.layout, inputs, identity=made, restart=options.restart, overwrite=options.overwrite)
     try:
-        with folder, Reader() as reader, open_pool(planned.gpu_budget_bytes) as pool:
+        with folder, Reader(drop_behind=_overflow(planned)) as reader, open_pool(planned.gpu_budget_bytes) as pool:
             try:
                 report = execute(planned, folder, reader, events, pool, folder.found, stop)
             except BaseException:

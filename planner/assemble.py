@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 
 from plait.ops import method as registry
 from plait.ops.dtypes import BY_CODE, BY_NAME
@@ -76,10 +77,11 @@ def assemble(
         _add_all(groups[0], donor, builder)
     builder.unset.raise_any(RecipeError)
     builder.problems.raise_any(PlanError)
-    notes = (*_base_notes(recipe), *builder.notes())
     checkpoints = {model.path: model for group in groups for model in group.inputs}
-    ordered = [m for m in models.values() if m.path in checkpoints or m is donor]
-    return Assembly(tuple(builder.jobs), donor, tuple({m.path: m for m in ordered}.values()), num_layers, notes, _dtype_name(recipe, builder.jobs))
+    ordered = tuple({m.path: m for m in models.values() if m.path in checkpoints or m is donor}.values())
+    dtype_name = _dtype_name(recipe, builder.jobs)
+    notes = (*_base_notes(recipe), *builder.notes(), *_model_notes(recipe, donor, ordered, dtype_name))
+    return Assembly(tuple(builder.jobs), donor, ordered, num_layers, notes, dtype_name)
 
 
 def _open(open: Callable[[str], Checkpoint], ref: ModelRef) -> Checkpoint:
@@ -169,6 +171,19 @@ def _base_notes(recipe: Recipe) -> list[str]:
         for part in recipe.parts
         if part.base and part.base.settings
     ]
+
+
+def _model_notes(recipe: Recipe, donor: Checkpoint, models: Iterable[Checkpoint], dtype_name: str) -> list[str]:
+    notes = []
+    if not donor.config:
+        notes.append(f"{donor.label} has no config.json, so the output has none: other tools may need one to load it")
+    stored = {m.label: sorted({code for code in set(map(attrgetter("dtype"), m.tensors.values())) if BY_CODE[code].kind == "f"}) for m in models}
+    if not recipe.dtype and not recipe.out_dtype and len(set(map(tuple, stored.values()))) > 1:
+        listed = ", ".join(f"{label} {' and '.join(BY_CODE[code].name for code in codes) or 'no floats'}" for label, codes in stored.items())
+        notes.append(
+            f"models are stored in different dtypes ({listed}); each tensor is written in the widest of its inputs, {dtype_name} in most: give dtype to choose"
+        )
+    return notes
 
 
 def _dtype_name(recipe: Recipe, jobs: list[Job]) -> str:

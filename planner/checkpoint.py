@@ -29,6 +29,7 @@ MAX_FILE_NAME = 255
 _MAX_CONFIG_MARKS = 300_000  # commas, colons and brackets; the labels of 21,000 classes take half of that
 
 _INDEX_SUFFIX = ".safetensors.index.json"
+_SHARD_NAME = re.compile(r"(?!\.)[^/\\]*\.safetensors")
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors")
 _REPO = re.compile(r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -219,7 +220,7 @@ def _read_index(index: Path) -> dict[str, str]:
     for tensor, name in weight_map.items():
         if isinstance(name, str) and name in plain:
             continue
-        if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_FILE_NAME or "/" in name or "\\" in name or not name.endswith(".safetensors") or name.startswith("."):
+        if not isinstance(name, str) or len(name) > MAX_FILE_NAME or not name.isprintable() or not _SHARD_NAME.fullmatch(name):
             why = "an index may only name safetensors files of its own folder: do not use this model"
             raise CheckpointError(f"{index} sends tensor {shown(tensor)} to {shown(name)}; {why}", path=str(index), tensor=tensor)
         plain.add(name)

@@ -271,7 +271,8 @@ def _entry(file: str, name: str, value: object, data_start: int) -> TensorRef:
     if nbytes > _MAX_INT64 or end > _MAX_INT64 or (not nbytes and max(shape) > _MAX_INT64):
         _refuse(file, f"overflows: shape {shown(str(shape))} in {dtype.code} does not fit 64 bits; {_DOWNLOAD}", name)
     if end - begin != nbytes:
-        _refuse(file, f"takes {end - begin} bytes but shape {_brief(shape)} in {dtype.code} needs {nbytes}; {_DOWNLOAD}", name, needed=nbytes, found=end - begin)
+        why = f"takes {end - begin} bytes but shape {_brief(shape)} in {dtype.code} needs {nbytes}"
+        _refuse(file, f"{why}; {_DOWNLOAD}", name, needed=nbytes, found=end - begin)
     return TensorRef(file, sys.intern(name), dtype.code, tuple(shape), data_start + begin, nbytes)
 
 

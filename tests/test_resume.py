@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import kill_loop
 import pytest
 
-import kill_loop
 import plait
 from plait.engine import commits, journal, publish, reader, shardfile
 from plait.engine.events import Quiet
@@ -217,7 +217,9 @@ def test_another_recipe_is_refused(recipe: Callable[[str], Path], good: Callable
 def test_other_options_are_refused(recipe: Callable[[str], Path], tmp_path: Path):
     """An option that changes the files is named with both sides."""
     interrupt(recipe("linear"), tmp_path / "out")
-    refused(recipe("linear"), tmp_path / "out", r"the output's files: 1 of \d+ bytes -> 2 of \d+ bytes", options=plait.Options(memory="256MiB", shard_size="6MB"))
+    refused(
+        recipe("linear"), tmp_path / "out", r"the output's files: 1 of \d+ bytes -> 2 of \d+ bytes", options=plait.Options(memory="256MiB", shard_size="6MB")
+    )
 
 
 def test_changed_inputs_are_refused(recipe: Callable[[str], Path], models: list[Path], tmp_path: Path):

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kill_loop
 from click.testing import CliRunner
 
-import kill_loop
 import plait
 from plait.cli import main
 from plait.keeping import status

@@ -9,18 +9,21 @@ import socket
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from plait.api import plan
+from plait.planner.layout import make_layout
 
 _BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 if str(_BENCHMARKS) not in sys.path:
     sys.path.insert(0, str(_BENCHMARKS))  # the scripts import each other by their bare names
 
 import floor as floor_script  # noqa: E402
+import full_70b  # noqa: E402
 import grid  # noqa: E402
 import growth  # noqa: E402
 import machine  # noqa: E402
@@ -272,6 +275,57 @@ def test_grid_compares_prediction_and_measurement(tmp_path: Path):
     cells = json.loads((tmp_path / "grid.json").read_text())["cells"]
     assert [(c["budget"], c["kernels"], c["verdict"]) for c in cells] == [("1MiB", "", "refused"), ("128MiB", "warm", "ok")]
     assert all(c["used"] <= c["predicted"] <= c["limit"] and c["peak"] > MIB for c in cells[1:])
+
+
+def test_growth_fits_a_line_to_every_size(tmp_path: Path):
+    """Each size is merged as often as asked, moves more than the one before, and no checkpoint is left."""
+    (tmp_path / "scratch").mkdir()
+    options = ["--methods", "linear", "--counts", "1,2", "--repeat", "1", "--scratch", tmp_path / "scratch", "--results", tmp_path]
+    done = script("growth.py", *options)
+    assert done.returncode in (0, 1), done.stderr  # 1: a start-up of half a second hides so little work
+    found = json.loads((tmp_path / "growth.json").read_text())["growth"]
+    assert [(g["what"], [p["count"] for p in g["points"]]) for g in found] == [("layers", [1, 2]), ("experts", [1, 2])]
+    assert all(g["points"][0]["bytes_moved"] < g["points"][1]["bytes_moved"] and g["r2"] <= 1 for g in found)
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("r2", "spread", "what", "broken"), [(0.99, 1.0, "layers", 0), (0.8, 1.0, "experts", 1), (0.99, 1.2, "layers", 1), (0.99, 1.2, "experts", 0)]
+)
+def test_what_does_not_grow_as_it_should_is_told(r2: float, spread: float, what: str, broken: int):
+    """A line that fits badly, and memory that follows the layers; with more experts it may grow."""
+    assert len(growth.broken([growth.Growth("ties", what, (), 1.0, 0.5, r2, spread)])) == broken
+
+
+@pytest.mark.parametrize("sink", full_70b.SINKS)
+def test_a_sparse_model_is_merged_from_plan_to_end(sink: str, tmp_path: Path):
+    """Every predicted byte is read and written, memory is within prediction and budget, and neither inputs nor output are left."""
+    (tmp_path / "scratch").mkdir()
+    options = ["--preset", "tiny", "--layers", "3", "--memory", "128MiB", "--sink", sink, "--scratch", tmp_path / "scratch", "--results", tmp_path]
+    done = script("full_70b.py", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "full_70b.json").read_text())["result"]
+    assert found["bytes_read"] >= found["predicted_read"] > 0
+    assert found["bytes_written"] == 2 * sum(_numel(s) for s in replace(PRESETS["tiny"], layers=3).tensors().values())
+    assert (found["output_at_once"] > found["bytes_written"]) == (sink == "remove")  # headers count on the disk
+    assert "zeros" in (tmp_path / "full_70b.txt").read_text()
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_sinks_that_keep_nothing_notice_what_is_missing(tmp_path: Path):
+    """A file goes when its last byte has come; bytes that never come, and bytes outside the data, are errors."""
+    layout = make_layout([("a", "F32", (4,)), ("b", "F32", (4,))], max_shard_bytes=16)
+    sink = full_70b.Remove(layout, tmp_path)
+    sink.write(0, layout.places["a"].offset, bytes(16))
+    assert not list(tmp_path.iterdir())
+    sink.write(1, layout.places["b"].offset, bytes(8))
+    assert len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(RuntimeError, match=layout.shards[1].name):
+        sink.publish()
+    with pytest.raises(ValueError, match="not in the data"):
+        sink.write(1, layout.places["b"].offset + 12, bytes(8))
+    sink.abandon()
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_machine_is_described_without_its_name(tmp_path: Path):

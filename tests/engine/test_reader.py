@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from plait.engine.reader import Reader
 from plait.ops.errors import CheckpointError
 from plait.planner.safetensors_header import read_header
-from plait.planner.types import FileIdentity
+from plait.planner.types import FileIdentity, TensorRef
 
 
 @pytest.fixture
@@ -138,3 +138,16 @@ def test_missing_and_closed(tmp_path: Path, file: str) -> None:
     reader.close()
     with pytest.raises(ValueError, match="closed"):
         reader.fd(file)
+
+
+def test_what_is_done_with_leaves_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Only where the inputs do not fit into it, and only the tensor's own bytes."""
+    path = tmp_path / "f"
+    path.write_bytes(bytes(1 << 16))
+    ref = TensorRef(str(path), "w", "F32", (4096,), 8192, 16384)
+    advised: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, start, length, advice: advised.append((start, length, advice)))
+    for drop in (False, True):
+        with Reader(drop_behind=drop) as reader:
+            reader.done_with([ref])
+    assert [entry for entry in advised if entry[2] == os.POSIX_FADV_DONTNEED] == [(8192, 16384, os.POSIX_FADV_DONTNEED)]

@@ -26,10 +26,17 @@ def main() -> None:
     check = headers.Check(folder)
 
     def one(data: bytes) -> None:
-        check("index" if data[:1] == b"{" else "header", data)
+        if data[:1] == b"{":  # as an index, and as a header whose length is right
+            check("index", data)
+            check("header", len(data).to_bytes(8, "little") + data + bytes(64))
+        else:
+            check("header", data)
 
     corpus = folder / "corpus"
     corpus.mkdir()
+    for name, content in headers.seeds().items():
+        if name.endswith(".safetensors"):
+            (corpus / name).write_bytes(content[8 : 8 + int.from_bytes(content[:8], "little")])
     try:
         atheris.Setup([sys.argv[0], "-rss_limit_mb=600", "-timeout=5", *sys.argv[1:], str(corpus), str(headers.SEEDS)], one)
         atheris.Fuzz()

@@ -61,7 +61,7 @@ def model(label: str, shapes: Shapes, dtype: str | Mapping[str, str] = "BF16", c
         nbytes = int(np.prod(shape)) * BY_CODE[code].itemsize
         tensors[name] = TensorRef(f"/m/{label}.safetensors", name, code, shape, offset, nbytes)
         offset += nbytes
-    return Checkpoint(label, f"/m/{label}", (), tensors, config or {})
+    return Checkpoint(label, f"/m/{label}", (), tensors, config or {"model_type": "llama"})
 
 
 def run(text: str, *models: Checkpoint) -> Assembly:

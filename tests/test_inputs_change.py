@@ -1,0 +1,85 @@
+"""Inputs that shrink, vanish or change while a merge reads them: found, named, and nothing is published; never a signal."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support import tiny
+
+#: Runs `plait ARGS`; at the n-th read of weights it does something to the file that is read.
+WRAPPER = """
+import os, runpy, shutil, sys
+what, at, file = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+sys.argv[1:4] = []
+def at_once(fd):
+    if what == "truncate":
+        os.truncate(file, 2000)
+    elif what == "remove":
+        os.unlink(file)
+    elif what == "replace":
+        status = os.stat(file)
+        shutil.copy(file, file + ".new")
+        os.utime(file + ".new", ns=(status.st_mtime_ns, status.st_mtime_ns))
+        os.replace(file + ".new", file)
+    elif what == "rewrite":
+        with open(file, "r+b") as stream:
+            stream.seek(-8, 2)
+            stream.write(b"changed!")
+    elif what == "grow":
+        with open(file, "ab") as stream:
+            stream.write(b"more")
+
+real, turns = os.preadv, [at_once] + [id] * at if at >= 0 else []
+
+def preadv(fd, buffers, offset, *flags):
+    if turns:  # popped: two threads never get the same
+        turns.pop()(fd)
+    if what == "short":  # as a network file system may: few bytes at a time
+        buffers = [memoryview(buffers[0])[:7919]]
+    return real(fd, buffers, offset, *flags)
+
+os.preadv = preadv
+runpy.run_module("plait", run_name="__main__", alter_sys=True)
+"""
+SAYS = {
+    "truncate": "ended early|changed since the plan was made",
+    "remove": "is gone",
+    "replace": "another file under the same name",
+    "rewrite": "changed since the plan was made (time of change",
+    "grow": "changed since the plan was made (size",
+}
+
+
+def merge(folder: Path, what: str, at: int) -> subprocess.CompletedProcess[str]:
+    models = tiny.write_set(folder / "models", experts=1)
+    (folder / "recipe.yml").write_text(tiny.recipe("slerp", models, base=models[0], parameters={"t": 0.5}))  # two passes
+    file = models[1] / "model.safetensors"
+    command = [sys.executable, "-c", WRAPPER, what, str(at), str(file), "merge", "recipe.yml", "out", "--memory", "256MiB", "--workers", "2"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("what", SAYS)
+def test_an_input_changes_in_mid_run(what: str, tmp_path: Path) -> None:
+    """One line names the file and what became of it; the destination does not appear."""
+    done = merge(tmp_path, what, 3)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("plait: ")
+    assert "expert1/model.safetensors" in line
+    assert any(words in line for words in SAYS[what].split("|")), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_short_reads_change_nothing(tmp_path: Path) -> None:
+    """A system that delivers few bytes at a time gives the same output."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for name, what in (("a", "short"), ("b", "nothing")):
+        done = merge(tmp_path / name, what, -1)
+        assert done.returncode == 0, done.stderr
+    first, second = (tmp_path / name / "out" / "model.safetensors" for name in "ab")
+    assert first.read_bytes() == second.read_bytes()

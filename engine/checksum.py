@@ -29,7 +29,7 @@ _ROWS_AT_ONCE = 64
 
 def digest(data: Array | bytes | memoryview) -> bytes:
     """The digest of one piece of contiguous bytes; leaves the GIL alone while it adds."""
-    view = memoryview(data).cast("B")
+    view = (data.data if isinstance(data, np.ndarray) else memoryview(data)).cast("B")
     if view.nbytes <= _SMALL:
         return blake2b(view, digest_size=DIGEST_BYTES).digest()
     rows = view.nbytes // _ROW

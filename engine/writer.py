@@ -353,7 +353,7 @@ def _read_source(fd: int, offset: int, buffer: Array) -> None:
     done = 0
     while done < buffer.size:
         try:
-            count = os.preadv(fd, [buffer[done:]], offset + done)
+            count = os.preadv(fd, [buffer[done:].data], offset + done)
         except OSError as error:
             raise CheckpointError(f"{_name_of(fd)} cannot be read ({error.strerror}); check the disk", path=_name_of(fd)) from error
         if not count:

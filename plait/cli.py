@@ -51,7 +51,7 @@ Examples:
   plait merge recipe.yml out --memory 4GiB --workers 8
   plait merge recipe.yml out                 again after a crash: goes on
   plait merge recipe.yml out --restart       begins anew instead
-  plait merge recipe.yml out --overwrite     replaces out when the new one is whole
+  plait merge recipe.yml out --overwrite     replaces out in the end
 """
 _STATUS_EXAMPLES = """
 \b

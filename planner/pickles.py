@@ -73,9 +73,9 @@ class _Scan:
             elif name == "MEMOIZE":
                 memo[len(memo)] = strings[-1] if strings else None
             elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-                memo[int(arg)] = strings[-1] if strings else None
+                memo[int(str(arg))] = strings[-1] if strings else None
             elif name in ("GET", "BINGET", "LONG_BINGET"):
-                strings.append(memo.get(int(arg)))
+                strings.append(memo.get(int(str(arg))))
             elif name in ("GLOBAL", "INST"):
                 self._named(str(arg))
             elif name == "STACK_GLOBAL":
@@ -130,7 +130,7 @@ def _look(stream: BinaryIO, scan: _Scan) -> None:
 def _look_into_archive(stream: BinaryIO, scan: _Scan) -> None:
     import zipfile
 
-    with zipfile.ZipFile(_Budget(stream)) as archive:  # type: ignore[arg-type]
+    with zipfile.ZipFile(_Budget(stream)) as archive:
         names = archive.namelist()
         code = next((n for n in names if "/code/" in n or n.endswith(".py")), None)
         if code is not None:

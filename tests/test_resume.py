@@ -77,7 +77,7 @@ def failing_write(patch: pytest.MonkeyPatch, at: int, error: BaseException) -> N
 
 def interrupt(path: Path, out: Path, at: int = 4, options: plait.Options = TWO) -> plait.PlaitError:
     """A run that ends because the disk fills up at the `at`-th block."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(OutputError) as caught:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OutputError) as caught:  # noqa: PT012
         failing_write(patch, at, OSError(errno.ENOSPC, "No space left on device"))
         plait.merge(path, out, options)
     return caught.value
@@ -129,7 +129,7 @@ def test_interrupted_again_and_again(recipe: Callable[[str], Path], good: Callab
                 failing_write(patch, 2, OSError(errno.ENOSPC, "No space left on device"))
                 plait.merge(path, out, plait.Options(memory="256MiB", workers=1))
         except OutputError as error:
-            assert error.facts["kept_bytes"] > before
+            assert error.facts["kept_bytes"] > before  # noqa: PT017
             before = error.facts["kept_bytes"]
         else:
             break
@@ -268,7 +268,7 @@ def test_overwrite(how: str, recipe: Callable[[str], Path], good: Callable[[str]
         monkeypatch.setattr(publish, "exchange", lambda one, other: False)
     out, options = tmp_path / "out", plait.Options(memory="256MiB", overwrite=True)
     plait.merge(recipe("linear"), out, TWO)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(OutputError):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OutputError):  # noqa: PT012
         failing_write(patch, 4, OSError(errno.ENOSPC, "No space left on device"))
         plait.merge(recipe("ties"), out, options)
     assert (out / "model.safetensors").read_bytes() == good("linear")
@@ -280,7 +280,7 @@ def test_overwrite(how: str, recipe: Callable[[str], Path], good: Callable[[str]
     for file in out.iterdir():
         file.unlink()
     (out / "thesis.tex").write_text("mine")
-    with pytest.raises(OutputError, match="not empty.*holds no checkpoint"):
+    with pytest.raises(OutputError, match=r"not empty.*holds no checkpoint"):
         plait.merge(recipe("linear"), out, options)
     assert [p.name for p in out.iterdir()] == ["thesis.tex"]
 
@@ -345,7 +345,7 @@ def test_a_journal_that_cannot_be_written(name: str, recipe: Callable[[str], Pat
             try:
                 plait.merge(path, out, TWO)
             except (OutputError, KernelError) as error:
-                assert "Input/output error" in error.message
+                assert "Input/output error" in error.message  # noqa: PT017
         if not out.exists():
             plait.merge(path, out, TWO)
         assert (out / "model.safetensors").read_bytes() == good("slerp")

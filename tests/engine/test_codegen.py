@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from plait.engine import compile as compiling
 from plait.engine.blockrun import RAW, BlockData, make_runner
 from plait.engine.codegen import Kernel, generate
-from plait.engine import compile as compiling
 from plait.engine.compile import cache_folder, compile_missing
 from plait.ops.errors import KernelError
 from plait.ops.inputs import MergeInputs

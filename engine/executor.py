@@ -17,27 +17,23 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
-from plait.engine.blockrun import Array
 from plait.engine.component import ComponentRun, Pass
 from plait.engine.events import Events, Quiet, Report
 from plait.engine.faults import named
 from plait.engine.journal import Found
 from plait.engine.ledger import Ledger
-from plait.engine.orderstat import NO_LIMIT, Statistic, Threshold, foresee
+from plait.engine.orderstat import Statistic
 from plait.engine.pool import DevicePool
 from plait.engine.prepare import prepare_kernels
 from plait.engine.reader import Reader
 from plait.engine.resuming import Remaining
+from plait.engine.scopes import finish_scopes, foresee_scopes
+from plait.engine.sink import Sink
 from plait.engine.worker import Host, Worker
 from plait.engine.writebehind import WriteBehind
-from plait.engine.writer import Sink
 from plait.ops.errors import KernelError, Stopped
-from plait.planner.blocks import SCOPE_PIECE, SCOPE_PIECES
 from plait.planner.cost import component_bytes
 from plait.planner.plan import Component, Plan
-from plait.planner.program import Stage, scope_of
 from plait.planner.schedule import WINDOW, stage_sweeps
 
 #: Blocks on their way to the disk at once; more gain nothing.
@@ -92,10 +88,10 @@ def execute(
                 host.events.finished_component(component)
         if not remaining.nothing:
             run = _Run(host, remaining, stop or threading.Event())
-            _foresee_scopes(run)
+            foresee_scopes(run)
             for sweep in range(plan.sweeps):
                 run.sweep(sweep, frozenset())
-                _finish_scopes(run, sweep)
+                finish_scopes(run, sweep)
             report.leased_peak_bytes = run.ledger.peak_bytes
     except Stopped:
         raise
@@ -247,89 +243,3 @@ def _join(threads: list[threading.Thread]) -> None:
                 interrupted = error
     if interrupted is not None:
         raise interrupted
-
-
-# -- model-wide statistics ------------------------------------------------------------------------
-def _foresee_scopes(run: _Run) -> None:
-    """Judge the digits of the model-wide thresholds of the first sweep by a sample of every tensor."""
-    host = run.host
-    first = {s.key: s for s in host.plan.scopes if s.sweep == 0 and s.key in host.statistics}
-    if not first:
-        return
-    host.workers[threading.get_ident()] = run.workers[0]
-    samples: dict[str, list[Array]] = {key: [] for key in first}
-    share = 0.0
-    for component in host.plan.components:
-        program = host.plan.program_of(component)
-        for number, stage in enumerate(program.stages):
-            folds = [i for i in stage.folds if scope_of(program.nodes[i]) in first]
-            if not folds or host.sweeps[component.program][number] or stage.residents:
-                continue
-            share += SCOPE_PIECES * program.numel / first[scope_of(program.nodes[folds[0]])].numel
-            pieces, share = int(share), share - int(share)  # pieces in proportion to size; many small tensors share one
-            if pieces:
-                with named(component.name):
-                    found = run.component_run(component).looking.sample(stage, folds, pieces, SCOPE_PIECE)
-                for i, values in zip(folds, found, strict=True):
-                    samples[scope_of(program.nodes[i])].append(values)
-    for key, parts in samples.items():
-        statistic = host.statistics[key]
-        statistic.bucket, statistic.heavy = foresee(np.concatenate(parts), statistic.density) if parts else (-1, -1)
-
-
-def _finish_scopes(run: _Run, sweep: int) -> None:
-    """Give the statistics that end with this sweep their values."""
-    host = run.host
-    ending = [scope for scope in host.plan.scopes if scope.sweep == sweep]
-    for scope in ending:
-        if scope.key in host.sums or not scope.key.startswith("kth_magnitude"):
-            total = 0.0
-            for _, value in sorted(host.sums.get(scope.key, {}).items()):
-                total += value
-            host.scope_values[scope.key] = {"": total}
-    thresholds = [scope.key for scope in ending if scope.key in host.statistics and scope.numel]
-    again = [key for key in thresholds if not host.statistics[key].foreseen()]
-    wrong = [key for key in again if host.statistics[key].bucket >= 0]
-    for key in wrong:
-        host.statistics[key].start_over()
-    if wrong:
-        run.sweep(sweep, frozenset(wrong))
-    for key in again:
-        host.statistics[key].look_into_right_digit()
-    if again:
-        host.count_recounts(len(again))
-        run.sweep(sweep, frozenset(again))
-    for key in thresholds:
-        host.scope_values[key] = _limits(run, key)
-
-
-def _limits(run: _Run, key: str) -> dict[str, object]:
-    """For each tensor the threshold's bits and the index from which ties are dropped, in canonical order of names."""
-    statistic = run.host.statistics[key]
-    threshold: Threshold = statistic.threshold()
-    values: dict[str, object] = {"": np.array([float(threshold.key), NO_LIMIT])}
-    if threshold.all_ties:
-        return values
-    before = 0
-    for name in sorted(statistic.sparse):
-        component_run = run.runs[name]
-        equal = statistic.equal_in(name, threshold)
-        if equal is None or before < threshold.quota < before + equal:
-            stage, fold = _stage_of(component_run, key)
-            with named(name):
-                limit = component_run.looking.search_ties(stage, fold, threshold, before)
-                if equal is None:
-                    equal = component_run.looking.count_ties(stage, fold, threshold)
-        else:
-            limit = NO_LIMIT if before + equal <= threshold.quota else 0.0
-        values[name] = np.array([float(threshold.key), limit])
-        before += equal
-    return values
-
-
-def _stage_of(component_run: ComponentRun, key: str) -> tuple[Stage, int]:
-    for stage in component_run.program.stages:
-        for i in stage.folds:
-            if scope_of(component_run.program.nodes[i]) == key:
-                return stage, i
-    raise KernelError(f"{component_run.component.name} does not add to {key}; please report this")

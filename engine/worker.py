@@ -17,8 +17,8 @@ from plait.engine.orderstat import Statistic
 from plait.engine.pool import DevicePool, take_seat
 from plait.engine.prepare import kernel_key
 from plait.engine.reader import Reader
+from plait.engine.sink import Sink
 from plait.engine.writebehind import Ticket, WriteBehind
-from plait.engine.writer import Sink
 from plait.planner.blocks import PAGE, StageBuffers, stage_buffers
 from plait.planner.plan import Plan
 from plait.planner.program import Program, Stage

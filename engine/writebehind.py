@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from plait.engine.blockrun import Array
 from plait.engine.faults import named
-from plait.engine.writer import Sink
+from plait.engine.sink import Sink
 
 
 class Ticket:

@@ -6,7 +6,6 @@ held in memory, and a disk that is too small is found before anything is compute
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,12 +14,12 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from plait.engine.blockrun import Array
 from plait.engine.checksum import digest
+from plait.engine.copying import kernel_copy, read_source
 from plait.engine.journal import JOURNAL_NAME, Found
 from plait.engine.manifest import MANIFEST_NAME, file_sum, manifest
 from plait.engine.partial import Partial, partial_name
@@ -37,41 +36,10 @@ from plait.engine.publish import (
     working_folder,
 )
 from plait.engine.shardfile import MAX_WRITE_BYTES, ShardFile
-from plait.ops.errors import CheckpointError, OutputError
+from plait.ops.errors import OutputError
 from plait.planner.layout import INDEX_NAME, index_json
 from plait.planner.safetensors_header import size_text
 from plait.planner.types import Layout, SideFile
-
-_COPY_BYTES = 32 << 20  # one copy_file_range cannot be interrupted: keep it short
-_NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.ETXTBSY}
-
-
-class Sink(Protocol):
-    """Takes the bytes of an output.
-
-    `begin` once, then `write` and `copy` from any thread, then, when all of those have returned,
-    `publish` or `abandon`.
-    The sink owns what it opens; the data it is given stays the caller's and is not kept after the call.
-    """
-
-    @property
-    def bytes_written(self) -> int:
-        """Bytes of tensors taken so far."""
-
-    def begin(self) -> None:
-        """Get ready, or raise OutputError before anything is computed."""
-
-    def write(self, shard: int, offset: int, data: memoryview | bytes | np.ndarray) -> None:
-        """Take bytes for an absolute offset of a shard's file."""
-
-    def copy(self, shard: int, offset: int, source_fd: int, source_offset: int, nbytes: int) -> None:
-        """Take bytes straight from an input file."""
-
-    def publish(self, extra_side_files: Sequence[SideFile] = ()) -> None:
-        """Make the whole output visible."""
-
-    def abandon(self) -> None:
-        """Leave nothing behind; harmless after `publish`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,15 +160,18 @@ class OutputFolder:
         if not nbytes:
             return
         self._check_range(shard, offset, nbytes)
-        done = self._kernel_copy(shard, offset, source_fd, source_offset, nbytes)
+        try:
+            done = kernel_copy(self._files[shard].fd, offset, source_fd, source_offset, nbytes)
+        except OSError as error:
+            raise output_error(error, self.destination, f"copy into {self._layout.shards[shard].name}") from error
         buffer = np.empty(MAX_WRITE_BYTES if done < nbytes else 0, np.uint8)
         while done < nbytes:
             part = buffer[: min(buffer.size, nbytes - done)]
-            _read_source(source_fd, source_offset + done, part)
+            read_source(source_fd, source_offset + done, part)
             self._write(shard, part.data, offset + done)
             done += part.size
         if self._partial is not None:
-            self._partial.copied(shard, offset, nbytes, partial(_read_source, source_fd), source_offset)
+            self._partial.copied(shard, offset, nbytes, partial(read_source, source_fd), source_offset)
         self._count(nbytes)
 
     def publish(self, extra_side_files: Sequence[SideFile] = (), facts: Mapping[str, Any] | None = None) -> None:
@@ -328,42 +299,6 @@ class OutputFolder:
         except OSError as error:
             raise output_error(error, self.destination, f"write to {self._layout.shards[shard].name}") from error
 
-    def _kernel_copy(self, shard: int, offset: int, source_fd: int, source_offset: int, nbytes: int) -> int:
-        """Bytes copied by the kernel: all, or fewer where it cannot or the source ends."""
-        done = 0
-        while done < nbytes and hasattr(os, "copy_file_range"):
-            try:
-                count = os.copy_file_range(source_fd, self._files[shard].fd, min(_COPY_BYTES, nbytes - done), source_offset + done, offset + done)
-            except OSError as error:
-                if error.errno in _NO_KERNEL_COPY:
-                    break
-                raise output_error(error, self.destination, f"copy into {self._layout.shards[shard].name}") from error
-            if not count:  # the end of the source, or a filesystem that pretends: the slow way tells which
-                break
-            done += count
-        return done
-
     def _count(self, nbytes: int) -> None:
         with self._count_lock:
             self._bytes_written += nbytes
-
-
-def _read_source(fd: int, offset: int, buffer: Array) -> None:
-    """Fill a buffer from an input file."""
-    done = 0
-    while done < buffer.size:
-        try:
-            count = os.preadv(fd, [buffer[done:].data], offset + done)
-        except OSError as error:
-            raise CheckpointError(f"{_name_of(fd)} cannot be read ({error.strerror}); check the disk", path=_name_of(fd)) from error
-        if not count:
-            why = f"ended early, at byte {offset + done}: it changed while being read"
-            raise CheckpointError(f"{_name_of(fd)} {why}; put the whole file back and run again", path=_name_of(fd))
-        done += count
-
-
-def _name_of(fd: int) -> str:
-    try:
-        return os.readlink(f"/proc/self/fd/{fd}")
-    except OSError:
-        return "an input file"

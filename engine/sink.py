@@ -1,0 +1,38 @@
+"""What takes the bytes of an output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from plait.planner.types import SideFile
+
+
+class Sink(Protocol):
+    """Takes the bytes of an output.
+
+    `begin` once, then `write` and `copy` from any thread, then, when all of those have returned,
+    `publish` or `abandon`.
+    The sink owns what it opens; the data it is given stays the caller's and is not kept after the call.
+    """
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of tensors taken so far."""
+
+    def begin(self) -> None:
+        """Get ready, or raise OutputError before anything is computed."""
+
+    def write(self, shard: int, offset: int, data: memoryview | bytes | np.ndarray) -> None:
+        """Take bytes for an absolute offset of a shard's file."""
+
+    def copy(self, shard: int, offset: int, source_fd: int, source_offset: int, nbytes: int) -> None:
+        """Take bytes straight from an input file."""
+
+    def publish(self, extra_side_files: Sequence[SideFile] = ()) -> None:
+        """Make the whole output visible."""
+
+    def abandon(self) -> None:
+        """Leave nothing behind; harmless after `publish`."""

@@ -13,13 +13,14 @@ PIP := $(BIN)/python -m pip
 INSTALL := $(PIP) install --quiet --disable-pip-version-check -c constraints.txt
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: help demo test lint wheel clean
+.PHONY: help demo test lint audit wheel clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    merge three real fine-tuned models, from nothing, and show what it costs'
 	@echo 'make test    run the tests (make test ARGS="-k ties" for some of them)'
 	@echo 'make lint    ruff, mypy and the import direction'
+	@echo 'make audit   look the pinned dependencies up among known vulnerabilities (needs the network)'
 	@echo 'make wheel   build the wheel into dist/'
 	@echo 'make clean   remove what these targets made'
 
@@ -35,6 +36,11 @@ lint: $(VENV)/.lint
 	scripts/typetree
 	cd build/types && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml -p plait
 	$(BIN)/python -m pytest -q tests/test_imports.py -k direction
+
+# Not part of the tests: it asks a database of advisories, and its answer changes from day to day. Strict: a package that the database
+# does not know fails the target instead of passing unseen.
+audit: $(VENV)/.audit
+	$(BIN)/python -m pip_audit --strict --no-deps --disable-pip --requirement constraints.txt $(ARGS)
 
 wheel: $(VENV)/.test
 	rm -rf build/lib build/bdist.*  # modules deleted since would ship again
@@ -58,6 +64,10 @@ $(VENV)/.test: $(VENV)/.base
 
 $(VENV)/.lint: $(VENV)/.test
 	$(INSTALL) --no-build-isolation --editable '.[lint]'
+	@touch $@
+
+$(VENV)/.audit: $(VENV)/.base
+	$(PIP) install --quiet --disable-pip-version-check pip-audit
 	@touch $@
 
 # Without these `plait demo` says what is missing and how to go on, so a failure here is only reported.

@@ -18,7 +18,7 @@ INPUTS := pyproject.toml constraints.txt
 
 help:
 	@echo 'make demo    merge three real fine-tuned models, from nothing, and show what it costs'
-	@echo 'make test    run the tests (make test ARGS="-k ties" for some of them)'
+	@echo 'make test    run the tests on every core (ARGS="-k ties" for some of them, ARGS="-n 0" one by one)'
 	@echo 'make lint    ruff, mypy and the import direction'
 	@echo 'make audit   look the pinned dependencies up among known vulnerabilities (needs the network)'
 	@echo 'make wheel   build the wheel into dist/'
@@ -28,7 +28,7 @@ demo: $(VENV)/.demo
 	$(BIN)/plait demo $(ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -147,7 +147,7 @@ class CompiledRunner:
             count = len(kernel.selects)
             self.coarse, self.fine = carve((count, COARSE), np.int64), carve((count, FINE), np.int32)
             self.bucket, self.heavy, self.above = (carve((count,), np.int64) for _ in range(3))
-            self.fixed += [self.coarse, self.bucket, self.heavy, self.fine, self.above, carve((64,), np.uint32)]
+            self.fixed += [self.coarse, self.bucket, self.heavy, self.fine, self.above]
             self.found, self.places, self.times = carve((count,), np.int64), carve((count, SPARSE_LIMIT), np.uint32), carve((count, SPARSE_LIMIT), np.int64)
             self.marks = carve((count, BLOCK // SEARCH_PIECE), np.int32)
             self.fixed += [self.found, self.places, self.times, self.marks]

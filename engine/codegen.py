@@ -154,7 +154,6 @@ class _Generator:
                 ("heavy", "int64", None),
                 ("fine", "int32", FINE),
                 ("above", "int64", None),
-                ("lanes", "uint32", None),
             ]
             arguments += [
                 ("found", "int64", None),
@@ -194,7 +193,7 @@ class _Generator:
         lines += _indent([self._reduce(i, scratch) for i in here], 1)
         for i in selected:
             k = self.kernel.selects.index(i)
-            lines.append(f"    above[{k}] += count_digits(F[{scratch[self.nodes[i].inputs[0]]}], m, bucket[{k}], heavy[{k}], coarse[{k}], fine[{k}], lanes)")
+            lines.append(f"    above[{k}] += count_digits(F[{scratch[self.nodes[i].inputs[0]]}], m, bucket[{k}], heavy[{k}], coarse[{k}], fine[{k}])")
             if not self.stage.row_length:  # pieces of a block are counted apart, to find the last tie that is kept sooner
                 lines.append(f"    marks[{k}, p >> {SEARCH_PIECE.bit_length() - 1}] = fine[{k}, max(heavy[{k}], int64(0))]")
         for i in ranked:

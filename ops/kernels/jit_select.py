@@ -8,19 +8,67 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import int32, int64, njit, uint32, uint64
+from llvmlite import ir
+from numba import int32, int64, njit, types, uint32, uint64
+from numba.core.errors import TypingError
+from numba.extending import intrinsic
 
 from plait.ops.kernels.jit_bits import f32_to_bits
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _COARSE_SHIFT = np.uint32(16)
 _FINE_MASK = np.uint32(0xFFFF)
-_SCAN = 1024
-_LANES = 64
+_GROUP = 16  #: values compared at once: one AVX-512 register, two of AVX2
+_SCAN = 64  #: fine counters looked at together when they are gathered
+_I32X16, _F32X16 = (ir.VectorType(t, _GROUP) for t in (ir.IntType(32), ir.FloatType()))
+
+
+@intrinsic
+def _compare(typingctx: Any, x: Any, first: Any, top: Any, bottom: Any, value: Any) -> Any:
+    """Compare the keys of `x[first:first + 16]` with three int32: masks of those above `top`, from `bottom` up, and equal to `value`.
+
+    Numba would widen the keys to 64 bits, and count a quarter as many at once.
+    """
+    if not (isinstance(x, types.Array) and x.ndim == 1 and x.layout == "C" and x.dtype == types.float32):
+        raise TypingError(f"keys are taken of contiguous float32, not of {x}")
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        array, start, *limits = args
+        data = context.make_array(signature.args[0])(context, b, array).data
+        home = b.bitcast(b.gep(data, [start]), _F32X16.as_pointer())
+        keys = b.and_(b.bitcast(b.load(home, align=4), _I32X16), ir.Constant(_I32X16, [0x7FFFFFFF] * _GROUP))
+        masks = []
+        for how, limit in zip((">", ">=", "=="), limits, strict=True):
+            one = b.insert_element(ir.Constant(_I32X16, ir.Undefined), limit, ir.Constant(ir.IntType(32), 0))
+            every = b.shuffle_vector(one, ir.Constant(_I32X16, ir.Undefined), ir.Constant(_I32X16, [0] * _GROUP))
+            masks.append(b.zext(b.bitcast(b.icmp_signed(how, keys, every), ir.IntType(_GROUP)), ir.IntType(32)))
+        return context.make_tuple(b, signature.return_type, masks)
+
+    return types.UniTuple(types.uint32, 3)(x, types.uint64, types.int32, types.int32, types.int32), codegen
+
+
+@intrinsic
+def _ones(typingctx: Any, mask: Any) -> Any:
+    """How many bits of a uint32 are set."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        return b.zext(b.ctpop(args[0]), ir.IntType(64))
+
+    return types.int64(types.uint32), codegen
+
+
+@intrinsic
+def _lowest(typingctx: Any, mask: Any) -> Any:
+    """Place of the lowest set bit of a uint32 that is not 0."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        return b.zext(b.cttz(args[0], ir.Constant(ir.IntType(1), 1)), ir.IntType(64))
+
+    return types.uint64(types.uint32), codegen
 
 
 @njit(nogil=True, boundscheck=False, error_model="numpy")
-def count_digits(x: Any, n: Any, bucket: Any, heavy: Any, coarse: Any, fine: Any, lanes: Any) -> Any:
+def count_digits(x: Any, n: Any, bucket: Any, heavy: Any, coarse: Any, fine: Any) -> Any:
     """Count `x[:n]` for an order statistic, in one of two ways.
 
     Args:
@@ -30,7 +78,6 @@ def count_digits(x: Any, n: Any, bucket: Any, heavy: Any, coarse: Any, fine: Any
         heavy: int64; a fine digit that most elements of the bucket are thought to have, or -1. It decides the speed, not the counts.
         coarse: int64 `[32768]`, added to when `bucket` is -1.
         fine: int32 `[65536]`, the fine digits of the bucket's elements, added to.
-        lanes: uint32 scratch of 64 elements.
 
     Returns:
         How many elements lie above the bucket (int64), 0 without one.
@@ -41,54 +88,33 @@ def count_digits(x: Any, n: Any, bucket: Any, heavy: Any, coarse: Any, fine: Any
         for i in range(uint64(n)):
             coarse[(f32_to_bits(x[i]) & _MAGNITUDE) >> _COARSE_SHIFT] += 1
         return int64(0)
-    low = uint32(bucket) << _COARSE_SHIFT
-    whole = uint64(n) // uint64(_SCAN) * uint64(_SCAN)
-    if heavy >= 0:
-        above = _count_beside(x, whole, low, uint32(heavy), fine, lanes)
-    else:
-        above = int64(0)
-        for first in range(uint64(0), whole, uint64(_SCAN)):
-            above += _count_above(x, first, first + uint64(_SCAN), low | _FINE_MASK)
-            _mark_lanes(x, first, low, lanes)
-            for lane in range(uint64(_LANES)):
-                if lanes[lane] != uint32(0):
-                    for i in range(first + lane, first + uint64(_SCAN), uint64(_LANES)):
-                        _count_fine(x, i, low, fine)
-    above += _count_above(x, whole, uint64(n), low | _FINE_MASK)
-    for i in range(whole, uint64(n)):
-        _count_fine(x, i, low, fine)
-    return above
+    return _count_bucket(x, uint64(n), uint32(bucket) << _COARSE_SHIFT, heavy, fine)
 
 
 @njit(nogil=True, boundscheck=False, error_model="numpy")
-def _count_beside(x: Any, n: Any, low: Any, heavy: Any, fine: Any, lanes: Any) -> Any:
-    """Count a bucket where one value is most of it: comparisons count that one, and only what lies beside it is scattered."""
-    # keys are below 2^31: as signed numbers they compare in one instruction
-    bottom, top, value = int32(low), int32(low | _FINE_MASK), int32(low | heavy)
-    above = int64(0)
-    for first in range(uint64(0), n, uint64(_SCAN)):
-        higher, inside, equal = int32(0), int32(0), int32(0)
-        for i in range(first, first + uint64(_SCAN)):
-            key = int32(f32_to_bits(x[i]) & _MAGNITUDE)
-            higher += int32(key > top)
-            inside += int32(key >= bottom)
-            equal += int32(key == value)
-        inside -= higher
-        above += int64(higher)
-        fine[heavy] += equal
-        if inside != equal:
-            for lane in range(uint64(_LANES)):
-                lanes[lane] = uint32(0)
-            for row in range(first, first + uint64(_SCAN), uint64(_LANES)):
-                for lane in range(uint64(_LANES)):
-                    key = int32(f32_to_bits(x[row + lane]) & _MAGNITUDE)
-                    lanes[lane] |= uint32((key - bottom) ^ int32(heavy)) if (key >= bottom) & (key <= top) else uint32(0)
-            for lane in range(uint64(_LANES)):
-                if lanes[lane] != uint32(0):
-                    for i in range(first + lane, first + uint64(_SCAN), uint64(_LANES)):
-                        digit = (f32_to_bits(x[i]) & _MAGNITUDE) - low
-                        if digit <= _FINE_MASK and digit != heavy:
-                            fine[digit] += 1
+def _count_bucket(x: Any, n: Any, low: Any, heavy: Any, fine: Any) -> Any:
+    """Comparisons count what lies above the bucket and the heavy digit in it; only what lies beside that one is looked at singly."""
+    # keys are below 2^31, so they compare as signed numbers, and none equals -1
+    bottom, top = int32(low), int32(low | _FINE_MASK)
+    value = int32(low | uint32(heavy)) if heavy >= 0 else int32(-1)
+    above, equal = int64(0), int64(0)
+    whole = n // uint64(_GROUP) * uint64(_GROUP)
+    for first in range(uint64(0), whole, uint64(_GROUP)):
+        higher, inside, same = _compare(x, first, top, bottom, value)
+        above += _ones(higher)
+        equal += _ones(same)
+        beside = uint32(inside & ~(higher | same))
+        while beside != uint32(0):
+            i = first + _lowest(beside)
+            fine[(f32_to_bits(x[i]) & _MAGNITUDE) - low] += 1
+            beside = uint32(beside & (beside - uint32(1)))
+    for i in range(whole, n):
+        key = f32_to_bits(x[i]) & _MAGNITUDE
+        above += int64(key > (low | _FINE_MASK))
+        if key - low <= _FINE_MASK:
+            fine[key - low] += 1
+    if heavy >= 0:
+        fine[heavy] += int32(equal)
     return above
 
 
@@ -106,12 +132,12 @@ def harvest(fine: Any, places: Any, times: Any, most: Any) -> Any:
         How many occur (int64); one more than `most` stands for any larger number.
     """
     found = int64(0)
-    for first in range(uint64(0), uint64(_FINE_MASK) + uint64(1), uint64(_LANES)):
+    for first in range(uint64(0), uint64(_FINE_MASK) + uint64(1), uint64(_SCAN)):
         some = int32(0)
-        for i in range(first, first + uint64(_LANES)):
+        for i in range(first, first + uint64(_SCAN)):
             some |= fine[i]
         if some != 0:
-            for i in range(first, first + uint64(_LANES)):
+            for i in range(first, first + uint64(_SCAN)):
                 if fine[i] != 0:
                     if found == most:
                         return found + 1
@@ -119,28 +145,3 @@ def harvest(fine: Any, places: Any, times: Any, most: Any) -> Any:
                     times[found] = int64(fine[i])
                     found += 1
     return found
-
-
-@njit(inline="always")
-def _mark_lanes(x: Any, first: Any, low: Any, lanes: Any) -> None:
-    """Mark the lanes (elements _LANES apart) that hold an element of the bucket: SIMD down the lanes, nothing across them."""
-    for lane in range(uint64(_LANES)):
-        lanes[lane] = uint32(0)
-    for row in range(first, first + uint64(_SCAN), uint64(_LANES)):
-        for lane in range(uint64(_LANES)):
-            lanes[lane] |= uint32(((f32_to_bits(x[row + lane]) & _MAGNITUDE) - low) <= _FINE_MASK)
-
-
-@njit(inline="always")
-def _count_above(x: Any, first: Any, last: Any, high: Any) -> Any:
-    found = uint32(0)
-    for i in range(first, last):
-        found += uint32((f32_to_bits(x[i]) & _MAGNITUDE) > high)
-    return int64(found)
-
-
-@njit(inline="always")
-def _count_fine(x: Any, i: Any, low: Any, fine: Any) -> None:
-    digit = (f32_to_bits(x[i]) & _MAGNITUDE) - low
-    if digit <= _FINE_MASK:
-        fine[digit] += 1

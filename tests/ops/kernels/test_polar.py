@@ -78,12 +78,14 @@ def test_ill_conditioned_matrices_stay_accurate(shape, kappa):
 
 
 def test_the_gram_route_alone_would_miss_the_limit(monkeypatch):
-    """With the switch to SVD disabled an 8 x 8 matrix with condition 1e6 is wrong by more than the limit: the criterion is needed."""
-    x = with_spectrum(8, 8, np.geomspace(1, 1e-6, 8))
-    expected, _ = reference(x)
+    """With the switch to SVD disabled some 8 x 8 matrix with condition 1e6 is wrong by more than the limit: the criterion is needed.
+
+    How wrong a single one is depends on the processor's linear algebra, so the worst of many counts.
+    """
+    matrices = [with_spectrum(8, 8, np.geomspace(1, 1e-6, 8), seed) for seed in range(60)]
     limit = module.ERROR_LIMIT
     monkeypatch.setattr(module, "ERROR_LIMIT", np.inf)
-    assert relative_error(run(x)[0], expected) > limit
+    assert max(relative_error(run(x)[0], reference(x)[0]) for x in matrices) > 2 * limit
 
 
 def test_the_limit_binds_only_small_matrices():

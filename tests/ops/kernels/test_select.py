@@ -21,7 +21,7 @@ arrays = st.one_of(hnp.arrays(np.float32, st.integers(1, 200), elements=finite),
 
 
 def count_digits(x, n, bucket, coarse, fine, heavy=-1):
-    return count_digits_with(x, n, bucket, heavy, coarse, fine, np.empty(64, np.uint32))
+    return count_digits_with(x, n, bucket, heavy, coarse, fine)
 
 
 def histograms(x, bucket=-1):

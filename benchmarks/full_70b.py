@@ -72,7 +72,7 @@ class Discard:
         if complete:
             self._complete(shard)
 
-    def copy(self, shard: int, offset: int, source_fd: int, source_offset: int, nbytes: int) -> None:
+    def copy(self, shard: int, offset: int, source_fd: int, source_offset: int, nbytes: int, see: object = None) -> None:
         """Counts bytes that would come straight from an input."""
         while nbytes > 0:
             part = os.pread(source_fd, min(MIB, nbytes), source_offset)

@@ -73,10 +73,12 @@ class BlockResult:
     Attributes:
         sums: one float64 for each fold that is a sum or dot, in `Kernel.sums` order.
         counts: for each order statistic its `Counts`.
+        peaks: largest magnitude of each input that is checked, then of the output, as stored bits; None where the runner does not find them.
     """
 
     sums: list[float]
     counts: list[Counts]
+    peaks: list[int] | None = None
 
 
 class BlockRunner(Protocol):
@@ -142,7 +144,8 @@ class CompiledRunner:
         self.scalars = carve((max(1, len(kernel.scalars)),), np.float64)
         self.facc = carve((max(1, len(kernel.sums)),), np.float64)
         self.fixed: list[Array] = [self.facc, carve((accumulators, 8), np.float64), carve((rows, CHUNK), np.float32)]
-        self.fixed.append(carve((max(1, len(kernel.streams)), CHUNK), np.uint32))
+        self.peaks = carve((len(kernel.checked) + 1,), np.uint32)
+        self.fixed += [carve((max(1, len(kernel.streams)), CHUNK), np.uint32), self.peaks]
         if kernel.selects:
             count = len(kernel.selects)
             self.coarse, self.fine = carve((count, COARSE), np.int64), carve((count, FINE), np.int32)
@@ -181,7 +184,7 @@ class CompiledRunner:
         if status:
             raise RuntimeError(f"the compiled kernel {k.key} ended with status {status}; please report this")
         counts = [self._counts(i, bucket, data.n) for i, bucket in enumerate(data.buckets)] if k.selects else []
-        return BlockResult(self.facc[: len(k.sums)].tolist(), counts)
+        return BlockResult(self.facc[: len(k.sums)].tolist(), counts, self.peaks[: len(k.checked) + self.stage.store].tolist())
 
     def _clear(self, buckets: list[int]) -> None:
         self.bucket[:] = buckets

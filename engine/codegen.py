@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from plait.ops.op import OPS
-from plait.planner.blocks import BLOCK, CHUNK, COARSE, FINE, SEARCH_PIECE, SPARSE_LIMIT
+from plait.planner.blocks import BLOCK, CHUNK, COARSE, FINE, SEARCH_PIECE, SPARSE_LIMIT, checked_loads
 from plait.planner.program import Node, Program, Stage, data_inputs
 
 _LOADS = {"BF16": ("uint16", "load_bf16({})"), "F16": ("uint16", "load_f16({})"), "F32": ("float32", "{}")}
+_PEAKS = {"BF16": "peak16", "F16": "peak16", "F32": "peak32"}
 _STORES = {"BF16": ("uint16", "store_bf16({})"), "F16": ("uint16", "store_f16({})"), "F32": ("float32", "{}")}
 
 #: Lengths are not checked in compiled code, and slices must not be cut short.
@@ -33,7 +34,7 @@ import math
 
 import numpy as np
 from numba import boolean, carray, float32, float64, int32, int64, types, uint16, uint32, uint64
-from plait.ops.kernels.jit_bits import bits_to_f32, f32_to_bits, load_bf16, load_f16, store_bf16, store_f16
+from plait.ops.kernels.jit_bits import bits_to_f32, f32_to_bits, load_bf16, load_f16, peak16, peak32, store_bf16, store_f16
 from plait.ops.kernels.jit_philox import philox_fill
 from plait.ops.kernels.jit_rank import row_ranks
 from plait.ops.kernels.jit_reduce import accumulate, accumulate_dot, combine, larger, row_max
@@ -56,6 +57,7 @@ class Kernel:
         selects: order statistics, in order of their histograms.
         streams: random nodes, in order of the argument `streams`.
         ranks: row_rank nodes.
+        checked: loads whose largest magnitude the kernel finds, in order; that of the output follows where the stage stores.
         scratch: rows of the chunk scratch `F`, of the accumulators `acc`.
         arrays: how many arrays the function takes, as pointers, after `n`, `start` and `row`.
     """
@@ -68,6 +70,7 @@ class Kernel:
     selects: list[int] = field(default_factory=list)
     streams: list[int] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)
+    checked: list[int] = field(default_factory=list)
     scratch: tuple[int, int] = (1, 1)
     arrays: int = 0
 
@@ -87,6 +90,8 @@ class _Generator:
         self.kernel.selects = [i for i in stage.folds if self.nodes[i].op == "kth_magnitude"]
         self.kernel.sums = [i for i in stage.folds if self.nodes[i].op != "kth_magnitude"]
         self.reductions = [i for i in stage.compute if self.nodes[i].op in ("row_sum", "row_dot", "row_max")] + self.kernel.sums
+        self.kernel.checked = list(checked_loads(program, stage))
+        self.unchecked = list(self.kernel.checked)
         self.phase = self._phases()
         self.prologue: list[str] = []
         self.ids: dict[int, int] = {}
@@ -125,6 +130,7 @@ class _Generator:
         lines += [f"    {name} = carray(p_{name}, ({_UNBOUNDED}{f', {width}' if width else ''},))" for name, _, width in arguments]
         lines += _indent(self.prologue, 1)
         lines += _indent([f"facc[{f}] = 0.0" for f in range(len(k.sums))], 1)
+        lines += _indent([f"peak[{f}] = 0" for f in range(len(k.checked) + self.stage.store)], 1)
         lines += ["    for r in range(n // row):", "        base = r * row"]
         lines += _indent(body, 2)
         for number in range(len(k.selects)):
@@ -146,7 +152,7 @@ class _Generator:
         if self.stage.store:
             arguments.append(("out", _STORES[self.program.dtype][0], None))
         arguments += [(f"keep{self._id(i)}", "float32", None) for i in self.stage.keeps]
-        arguments += [("facc", "float64", None), ("acc", "float64", 8), ("F", "float32", CHUNK), ("U", "uint32", CHUNK)]
+        arguments += [("facc", "float64", None), ("acc", "float64", 8), ("F", "float32", CHUNK), ("U", "uint32", CHUNK), ("peak", "uint32", None)]
         if self.kernel.selects:
             arguments += [
                 ("coarse", "int64", COARSE),
@@ -241,9 +247,22 @@ class _Generator:
         loop += [f"k{self._id(i)}[j] = v{self._id(i)}" for i in kept]
         if stores:
             loop.append("o[j] = " + _STORES[self.program.dtype][1].format(self._as(self.program.root, "f")))
+        looks = self._looks(sweep, stores)
         if not cuts:
-            return [*lines, "for j in range(m):", *_indent(loop or ["pass"], 1)]
-        return lines + self._segments(cuts, loop)
+            return [*lines, "for j in range(m):", *_indent(loop or ["pass"], 1), *looks]
+        return [*lines, *self._segments(cuts, loop), *looks]
+
+    def _looks(self, sweep: list[int], stores: bool) -> list[str]:
+        """The largest magnitude of a chunk of each input that is read for the first time, and of the output: infinity and NaN show there."""
+        checked, lines = self.kernel.checked, []
+        for i in sweep:
+            if i in self.unchecked:
+                self.unchecked.remove(i)
+                k = checked.index(i)
+                lines.append(f"peak[{k}] = {_PEAKS[self._storage(i)]}(a{self._id(i)}, m, peak[{k}])")
+        if stores:
+            lines.append(f"peak[{len(checked)}] = {_PEAKS[self.program.dtype]}(o, m, peak[{len(checked)}])")
+        return lines
 
     def _segments(self, cuts: list[int], loop: list[str]) -> list[str]:
         """The loop over a chunk, cut where an order statistic stops to keep ties: within a segment one comparison decides."""

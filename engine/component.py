@@ -67,7 +67,8 @@ class CopyPass:
     def run(self, worker: Worker, unit: int) -> None:
         """Copy up to 64 MiB."""
         first, length = self.pieces[unit]
-        self.host.sink.copy(self.shard, self.offset + first, self.host.reader.fd(self.source.file), self.source.start + first, length)
+        source, see = self.host.reader.fd(self.source.file), self.host.finite.watch(self.source)
+        self.host.sink.copy(self.shard, self.offset + first, source, self.source.start + first, length, see)
         self.host.count_copied(length)
         self.host.progress(2 * length)
 
@@ -129,6 +130,8 @@ class ComponentRun:
         mine = [i for i in selects if not scope_of(self.program.nodes[i])]
         if seen_whole(self.program, stage):
             self.smalls.values.update(self.looking.settle(stage, mine))
+            for load in set(stage.loads).difference(*(s.loads for s in self.program.stages if not seen_whole(self.program, s))):
+                self.host.finite.scan(self.ref(load))
             return
         foreseen = self.looking.foresee(stage, mine)
         for i in selects:
@@ -257,8 +260,11 @@ class BlockPass:
         data = owner.block_data(worker, self.stage, first, n, out, keeps)
         data.buckets = [owner.local[i].bucket if not self.count_only or i in self.count_only else -2 for i in self.selects]
         data.heavies = [owner.local[i].heavy if i in owner.local else -1 for i in self.selects]
-        result = worker.runner(owner.component.program, self.stage, self.stage.folds).run(data)
+        runner = worker.runner(owner.component.program, self.stage, self.stage.folds)
+        result = runner.run(data)
         self._collect(unit, result)
+        if not self.count_only:
+            host.finite.look(owner, self.stage, data, runner.kernel.checked, result.peaks)
         done = 0 if owner.raw else sum(array.nbytes for array in data.inputs)
         if out is not None and not self.count_only:
             if out.nbytes >= _WORTH_HANDING_OVER:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from plait.planner.plan import Component, Plan
@@ -51,6 +51,8 @@ class Report:
         leased_peak_bytes: most that the ledger had leased at once.
         recounted: order statistics whose digit had not been foreseen.
         gpu_retries: tasks that a GPU had no memory for and that were done again, there or on the CPU.
+        nonfinite_inputs: values that are infinite or NaN, by file and tensor, where they are allowed.
+        nonfinite_outputs: by tensor, how many values of the output are, and how many of them were numbers before rounding to its dtype.
     """
 
     seconds: float = 0.0
@@ -60,3 +62,5 @@ class Report:
     leased_peak_bytes: int = 0
     recounted: int = 0
     gpu_retries: int = 0
+    nonfinite_inputs: dict[tuple[str, str], int] = field(default_factory=dict)
+    nonfinite_outputs: dict[str, tuple[int, int]] = field(default_factory=dict)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from plait.engine.component import ComponentRun, Pass
 from plait.engine.events import Events, Quiet, Report
 from plait.engine.faults import named
+from plait.engine.finite import Finiteness
 from plait.engine.journal import Found
 from plait.engine.ledger import Ledger
 from plait.engine.orderstat import Statistic
@@ -59,6 +60,8 @@ def execute(
     pool: DevicePool | None = None,
     found: Found | None = None,
     stop: threading.Event | None = None,
+    *,
+    allow_nonfinite: bool = False,
 ) -> Report:
     """Run a plan into a sink that has begun; the sink is not published here.
 
@@ -69,6 +72,7 @@ def execute(
         pool: GPUs, where the plan uses any.
         found: what the sink has already.
         stop: when it is set, the blocks in hand are finished and written, and the run ends.
+        allow_nonfinite: infinite values and NaN are counted in the report, and do not end the run.
 
     Raises:
         Stopped: `stop` was set.
@@ -79,7 +83,18 @@ def execute(
     after = {scope.key: scope.sweep for scope in plan.scopes}
     writing = WriteBehind(sink, min(plan.workers, _WRITERS), lambda nbytes: host.progress(nbytes))
     sweeps = [stage_sweeps(p, after) for p in plan.programs]
-    host = Host(plan, reader, sink, writing, events or Quiet(), report, sweeps, pool=pool or DevicePool(()), found=found)
+    host = Host(
+        plan,
+        reader,
+        sink,
+        writing,
+        Finiteness(plan, reader, report, allow=allow_nonfinite),
+        events or Quiet(),
+        report,
+        sweeps,
+        pool=pool or DevicePool(()),
+        found=found,
+    )
     try:
         host.events.started(plan)
         remaining = Remaining(plan, sweeps, found)

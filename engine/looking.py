@@ -86,6 +86,14 @@ class Looking:
             probe = probes[id(stage), nodes] = probe_stage(self.program, stage, nodes)
         return probe
 
+    def computed(self, stage: Stage, first: int, n: int) -> Array:
+        """The values of a range of the output before they are rounded to its dtype, float32."""
+        worker, values = self.run.host.spare_worker(), np.empty(n, np.float32)
+        piece = search_elements(stage)
+        for at in range(0, n, piece):
+            self._values(worker, stage, (self.program.root,), first + at, [values[at : at + piece]])
+        return values
+
     def _values(self, worker: Worker, stage: Stage, nodes: tuple[int, ...], first: int, out: list[Array]) -> None:
         """Compute tensor nodes on a range, float32, into `out`."""
         worker.arrange(self.program, stage)

@@ -82,7 +82,10 @@ def tensor_sums(layout: Layout, entries: Entries) -> dict[str, dict[str, Any]]:
 def figures(plan: Plan, report: Report) -> dict[str, Any]:
     """Predicted and measured figures of a run."""
     prediction = {k: v for k, v in asdict(plan.prediction).items() if k != "peak_task"}
-    return {"predicted": prediction, "measured": {key: getattr(report, key) for key in _MEASURED}}
+    inputs = [{"file": file, "tensor": name, "values": count} for (file, name), count in sorted(report.nonfinite_inputs.items())]
+    outputs = {name: {"values": count, "overflowed": beyond} for name, (count, beyond) in sorted(report.nonfinite_outputs.items())}
+    nonfinite = {"nonfinite": {"inputs": inputs, "outputs": outputs}} if inputs or outputs else {}
+    return {"predicted": prediction, "measured": {key: getattr(report, key) for key in _MEASURED}, **nonfinite}
 
 
 def file_sum(path: Path) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
+from plait.engine.blockrun import Array
 from plait.planner.types import SideFile
 
 
@@ -28,8 +29,8 @@ class Sink(Protocol):
     def write(self, shard: int, offset: int, data: memoryview | bytes | np.ndarray) -> None:
         """Take bytes for an absolute offset of a shard's file."""
 
-    def copy(self, shard: int, offset: int, source_fd: int, source_offset: int, nbytes: int) -> None:
-        """Take bytes straight from an input file."""
+    def copy(self, shard: int, offset: int, source_fd: int, source_offset: int, nbytes: int, see: Callable[[Array], None] | None = None) -> None:
+        """Take bytes straight from an input file, and show them to `see`, where one is given, in whole elements."""
 
     def publish(self, extra_side_files: Sequence[SideFile] = ()) -> None:
         """Make the whole output visible."""

@@ -12,6 +12,7 @@ import numpy as np
 from plait.engine.blockrun import Array, BlockRunner, Counts, make_runner
 from plait.engine.codegen import Kernel, generate
 from plait.engine.events import Events, Report
+from plait.engine.finite import Finiteness
 from plait.engine.journal import Found
 from plait.engine.orderstat import Statistic
 from plait.engine.pool import DevicePool, take_seat
@@ -112,6 +113,7 @@ class Host:
     Attributes:
         plan, reader, sink, events, report, pool: of the run.
         writing: writes blocks to the sink while others are computed.
+        finite: looks for infinity and NaN.
         sweeps: for each program, the sweep of each stage.
         statistics: model-wide order statistics, by scope key.
         sums: model-wide sums: scope key -> tensor name -> partial.
@@ -125,6 +127,7 @@ class Host:
     reader: Reader
     sink: Sink
     writing: WriteBehind
+    finite: Finiteness
     events: Events
     report: Report
     sweeps: list[list[int]]

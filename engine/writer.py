@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from plait.engine.blockrun import Array
 from plait.engine.checksum import digest
 from plait.engine.copying import kernel_copy, read_source
 from plait.engine.journal import JOURNAL_NAME, Found
@@ -150,12 +151,13 @@ class OutputFolder:
             self._partial.wrote(shard, offset, view.nbytes, known)
         self._count(view.nbytes)
 
-    def copy(self, shard: int, offset: int, source_fd: int, source_offset: int, nbytes: int) -> None:
+    def copy(self, shard: int, offset: int, source_fd: int, source_offset: int, nbytes: int, see: Callable[[Array], None] | None = None) -> None:
         """Copy bytes of an input file inside the kernel where it can, else through a buffer of 1 MiB; thread-safe.
 
         Raises:
             CheckpointError: the input ends early or cannot be read.
             OutputError: the disk is full or fails.
+            PlaitError: `see` objects to what it sees; the bytes do not count as written then.
         """
         if not nbytes:
             return
@@ -171,7 +173,11 @@ class OutputFolder:
             self._write(shard, part.data, offset + done)
             done += part.size
         if self._partial is not None:
-            self._partial.copied(shard, offset, nbytes, partial(read_source, source_fd), source_offset)
+            self._partial.copied(shard, offset, nbytes, partial(_read_and_show, source_fd, see), source_offset)
+        elif see is not None:
+            buffer = np.empty(min(MAX_WRITE_BYTES, nbytes), np.uint8)
+            for first in range(0, nbytes, MAX_WRITE_BYTES):
+                _read_and_show(source_fd, see, source_offset + first, buffer[: min(buffer.size, nbytes - first)])
         self._count(nbytes)
 
     def publish(self, extra_side_files: Sequence[SideFile] = (), facts: Mapping[str, Any] | None = None) -> None:
@@ -302,3 +308,10 @@ class OutputFolder:
     def _count(self, nbytes: int) -> None:
         with self._count_lock:
             self._bytes_written += nbytes
+
+
+def _read_and_show(source_fd: int, see: Callable[[Array], None] | None, offset: int, buffer: Array) -> None:
+    """Fill a buffer from an input file, and show it."""
+    read_source(source_fd, offset, buffer)
+    if see is not None:
+        see(buffer)

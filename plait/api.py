@@ -57,6 +57,7 @@ class Options:
             the same.
         restart: drop what an interrupted run left beside the destination, instead of continuing it.
         overwrite: replace a checkpoint at the destination; it stays until the new one is whole.
+        allow_nonfinite: infinite values and NaN, in inputs or made by the merge, are counted in the report; without it they end the run.
     """
 
     memory: str | int | None = None
@@ -69,6 +70,7 @@ class Options:
     maps: str = "cpu"
     restart: bool = False
     overwrite: bool = False
+    allow_nonfinite: bool = False
 
 
 def plan(recipe: str | Path, options: Options | None = None, *, memory: str | int | None = None) -> Plan:
@@ -186,7 +188,7 @@ def run_plan(
     try:
         with folder, Reader(drop_behind=_overflow(planned)) as reader, open_pool(planned.gpu_budget_bytes) as pool:
             try:
-                report = execute(planned, folder, reader, events, pool, folder.found, stop)
+                report = execute(planned, folder, reader, events, pool, folder.found, stop, allow_nonfinite=options.allow_nonfinite)
             except BaseException:
                 with suppress(CheckpointError):
                     _check_inputs(reader, planned, folder)

@@ -52,6 +52,7 @@ Examples:
   plait merge recipe.yml out                 again after a crash: goes on
   plait merge recipe.yml out --restart       begins anew instead
   plait merge recipe.yml out --overwrite     replaces out in the end
+  plait merge recipe.yml out --allow-nonfinite   merge a model that holds NaN
 """
 _STATUS_EXAMPLES = """
 \b
@@ -191,6 +192,7 @@ def _options(values: dict[str, Any]) -> Any:
 @_machine_options
 @click.option("--restart", is_flag=True, help="Begin anew: drop what an interrupted run has finished, instead of continuing it.")
 @click.option("--overwrite", is_flag=True, help="Replace the checkpoint at OUT; it stays until the new one is whole.")
+@click.option("--allow-nonfinite", is_flag=True, help="Merge models that hold infinity or NaN, and write such values; they are counted and listed.")
 @click.option("--quiet", "-q", is_flag=True, help="Say nothing unless something is wrong.")
 def merge(recipe: Path, out: Path, quiet: bool, **machine: Any) -> None:
     """Merge as RECIPE says into the new folder OUT.
@@ -207,6 +209,7 @@ def merge(recipe: Path, out: Path, quiet: bool, **machine: Any) -> None:
     from plait.engine.events import Quiet
     from plait.planner.schedule import size
     from plait.progress import ProgressBar
+    from plait.show import nonfinite_lines
     from plait.stopping import stopped_by_signals
 
     options = _options(machine)
@@ -223,6 +226,8 @@ def merge(recipe: Path, out: Path, quiet: bool, **machine: Any) -> None:
     console.print(
         f"{out}: {size(report.bytes_written)} written, {size(report.bytes_read)} read in {report.seconds:.1f} s ({size(rate)}/s)", markup=False, soft_wrap=True
     )
+    for line in nonfinite_lines(report):
+        console.print(line, markup=False, soft_wrap=True)
     if report.gpu_retries:
         console.print(f"{report.gpu_retries} tasks that a GPU had no memory for were done again; a smaller --gpu-memory plans for less there")
 

@@ -8,10 +8,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from plait.engine.events import Report
 from plait.ops.method import Method, Param
 from plait.planner.schedule import size
 from plait.planner.types import Checkpoint
 
+_MOST_LINES = 20
 _BASE = {"required": "needed", "optional": "optional", "unused": "none"}
 
 
@@ -109,6 +111,16 @@ def show_checkpoint(name: str, summary: dict[str, Any], listed: Checkpoint | Non
     for tensor, ref in listed.tensors.items():
         table.add_row(escape(tensor), ref.dtype, str(list(ref.shape)), size(ref.nbytes))
     console.print(table)
+
+
+def nonfinite_lines(report: Report) -> list[str]:
+    """What a merge with --allow-nonfinite found that is infinite or NaN: a line for each input and output tensor, as many as anybody reads."""
+    lines = [f"not finite in {_printable(file)}: {count} values of {_printable(name)}" for (file, name), count in sorted(report.nonfinite_inputs.items())]
+    for name, (count, beyond) in sorted(report.nonfinite_outputs.items()):
+        more = f", {beyond} of them beyond the range of its dtype" if beyond else ""
+        lines.append(f"not finite in the output: {count} values of {_printable(name)}{more}")
+    rest = len(lines) - _MOST_LINES
+    return [*lines[:_MOST_LINES], f"and {rest} more tensors; plait.json lists all"] if rest > 0 else lines
 
 
 def _table(console: Console, key: str, rows: dict[str, dict[str, Any]]) -> None:

@@ -85,6 +85,17 @@ def seen_whole(program: Program, stage: Stage) -> bool:
     return only and small and all(program.nodes[i].op == "kth_magnitude" for i in stage.folds)
 
 
+def checked_loads(program: Program, stage: Stage) -> tuple[int, ...]:
+    """Inputs that are looked through for infinity and NaN in this stage's pass: those that no earlier pass reads."""
+    seen: set[int] = set()
+    for other in program.stages:
+        if other == stage:
+            return () if seen_whole(program, stage) else tuple(i for i in stage.loads if i not in seen)
+        if not seen_whole(program, other):
+            seen.update(other.loads)
+    return ()  # a probe looks at what others check
+
+
 def aligned(nbytes: int) -> int:
     """`nbytes` rounded up to whole pages."""
     return -(-nbytes // PAGE) * PAGE
@@ -114,6 +125,12 @@ def scratch_bytes(nodes: Sequence[Node], stage: Stage) -> int:
     ranks = sum(1 for i in stage.compute if nodes[i].op == "row_rank")
     selects = sum(1 for i in stage.folds if nodes[i].op == "kth_magnitude")
     scalars = sum(1 for n in nodes if n.space == "small")
-    chunk = (2 * reductions + streams + 2) * CHUNK * 4 + 64 * (reductions + 8) + 8 * (scalars + len(stage.folds)) + 64 * (12 + 4 * ranks)
+    chunk = (
+        (2 * reductions + streams + 2) * CHUNK * 4
+        + 64 * (reductions + 8)
+        + 8 * (scalars + len(stage.folds))
+        + 4 * (len(stage.loads) + 1)
+        + 64 * (13 + 4 * ranks)
+    )
     sorting = stage.row_length * 16 + RANK_COUNTS * 4 if ranks else 0
     return chunk + ranks * stage.row_length * 8 + sorting + selects * (COARSE * 8 + FINE * 4 + SPARSE_LIMIT * 12 + BLOCK // SEARCH_PIECE * 4)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import njit, types, uint16, uint32, uint64
 from numba.extending import intrinsic
 
+_MAGNITUDE16, _MAGNITUDE32 = np.uint16(0x7FFF), np.uint32(0x7FFFFFFF)
 _F32, _I32, _I16 = ir.FloatType(), ir.IntType(32), ir.IntType(16)
 
 
@@ -126,3 +128,21 @@ def _store_f16_integer(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     beyond = b.select(_is_nan(b, x), _c(0x7E00), _c(0x7C00))
     half = b.select(b.icmp_unsigned(">=", magnitude, _c(0x477FF000)), beyond, finite)
     return b.trunc(b.or_(half, b.and_(b.lshr(bits, _c(16)), _c(0x8000))), _I16)
+
+
+@njit(nogil=True, boundscheck=False, error_model="numpy")
+def peak16(bits: Any, n: Any, top: Any) -> Any:
+    """Largest magnitude among `top` and the first n of 16-bit floats given as bits (uint16), as bits (uint32): infinity and NaN lie above all numbers."""
+    found = uint16(0)
+    for i in range(uint64(n)):
+        found = max(found, uint16(bits[i] & _MAGNITUDE16))
+    return max(top, uint32(found))
+
+
+@njit(nogil=True, boundscheck=False, error_model="numpy")
+def peak32(x: Any, n: Any, top: Any) -> Any:
+    """The same of float32 values."""
+    found = uint32(0)
+    for i in range(uint64(n)):
+        found = max(found, uint32(f32_to_bits(x[i]) & _MAGNITUDE32))
+    return max(top, found)

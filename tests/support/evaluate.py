@@ -103,7 +103,7 @@ class MemorySink:
             self.shards[shard][offset : offset + view.nbytes] = view
             self.bytes_written += view.nbytes
 
-    def copy(self, shard: int, offset: int, source_fd: int, source_offset: int, nbytes: int) -> None:
+    def copy(self, shard: int, offset: int, source_fd: int, source_offset: int, nbytes: int, see: object = None) -> None:
         self.write(shard, offset, os.pread(source_fd, nbytes, source_offset))
 
     def publish(self, extra_side_files: Sequence[SideFile] = ()) -> None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import ge
 from typing import Protocol
 
 import numpy as np
 
-from plait.engine.blockrun import RAW, Array, BlockData, BlockResult
+from plait.engine.blockrun import RAW, Array, BlockData, BlockResult, BlockRunner
+from plait.engine.finite import first_not_finite
 from plait.engine.looking import Looking
 from plait.engine.orderstat import NO_LIMIT, Statistic
 from plait.engine.smalls import SmallValues
@@ -236,6 +238,14 @@ class BlockPass:
         self.sums = [i for i in stage.folds if nodes[i].op != "kth_magnitude"]
         self.selects = [i for i in stage.folds if nodes[i].op == "kth_magnitude"]
         self.partials: list[list[float]] = [[] for _ in self.blocks]
+        self._least: list[int] | None = None
+
+    def _limits(self, runner: BlockRunner) -> list[int]:
+        """For each value of `BlockResult.peaks` the first that is no number."""
+        if self._least is None:
+            storages = [self.owner.ref(load).dtype for load in runner.kernel.checked] + [self.owner.program.dtype] * self.stage.store
+            self._least = [first_not_finite(storage) for storage in storages]
+        return self._least
 
     def _leave_out_durable(self) -> None:
         """Only the blocks that no earlier run made durable; a pass that stores has no folds that would miss the others."""
@@ -263,7 +273,7 @@ class BlockPass:
         runner = worker.runner(owner.component.program, self.stage, self.stage.folds)
         result = runner.run(data)
         self._collect(unit, result)
-        if not self.count_only:
+        if not self.count_only and (result.peaks is None or any(map(ge, result.peaks, self._limits(runner)))):
             host.finite.look(owner, self.stage, data, runner.kernel.checked, result.peaks)
         done = 0 if owner.raw else sum(array.nbytes for array in data.inputs)
         if out is not None and not self.count_only:

@@ -35,6 +35,11 @@ _LARGEST = {"F16": "65504", "BF16": "3.39e38", "F32": "3.4e38"}
 _PIECE = 1 << 18  #: bytes of an input that are scanned at once
 
 
+def first_not_finite(storage: str) -> int:
+    """Bits of infinity: of the smallest magnitude that is no number."""
+    return _BITS[storage][2]
+
+
 def peak(bits: Array, storage: str) -> int:
     """Largest magnitude of stored values, as bits; infinity and NaN lie above all numbers.
 

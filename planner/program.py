@@ -42,7 +42,10 @@ class Node:
 
     def param(self, name: str) -> Any:
         """The parameter `name`, or None."""
-        return dict(self.params).get(name)
+        for key, value in self.params:  # asked for every block, and there are few
+            if key == name:
+                return value
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,17 @@
-"""`plait bench`: measure this machine, and the memory of a merge over a grid of budgets."""
+"""`plait bench`: measure this machine, the memory of a merge over a grid of budgets, and its time beside other programs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from plait.bench_options import DEBUG, FOLDER, FORMAT, progress
+from plait.bench_peers import peers
 from plait.ops.errors import BudgetTooSmall, KernelError, OutputError, PlaitError
 
 if TYPE_CHECKING:
@@ -31,9 +32,6 @@ Examples:
   plait bench memory recipe.yml --budgets 128MiB,1GiB,8GiB --plot memory.png
   plait bench memory recipe.yml --folder /data --format json
 """
-_FORMAT = click.Choice(["table", "json"])
-_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
-_DEBUG = click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
 
 
 @click.group()
@@ -41,12 +39,15 @@ def bench() -> None:
     """Measure this machine, and what merges really take on it."""
 
 
+bench.add_command(peers)
+
+
 @bench.command(epilog=_MACHINE_EXAMPLES)
-@click.option("--folder", type=_FOLDER, default=Path("."), show_default=True, help="Measure the disk under this folder: the one that outputs go to.")
-@click.option("--format", "form", type=_FORMAT, default="table", show_default=True, help="A table to read, or data.")
+@click.option("--folder", type=FOLDER, default=Path("."), show_default=True, help="Measure the disk under this folder: the one that outputs go to.")
+@click.option("--format", "form", type=FORMAT, default="table", show_default=True, help="A table to read, or data.")
 @click.option("--save/--no-save", default=True, show_default=True, help="Keep the figures for `plait plan`.")
 @click.option("--whole", is_flag=True, help="Measure products of matrices, too, for methods with polar factors; imports torch.")
-@_DEBUG
+@DEBUG
 def machine(folder: Path, form: str, save: bool, whole: bool, debug: bool) -> None:
     """Measure how fast this machine reads, computes and writes.
 
@@ -56,7 +57,7 @@ def machine(folder: Path, form: str, save: bool, whole: bool, debug: bool) -> No
     from plait.engine.calibrate import measure_rates
     from plait.engine.ratefile import describe_machine, save_rates
 
-    with _progress() as tell:
+    with progress() as tell:
         rates = measure_rates(folder, whole=whole, tell=lambda what: tell(f"measuring: {what}"))
     kept = None
     if save:
@@ -127,12 +128,12 @@ def _rate(name: str, value: float) -> str:
 @bench.command(epilog=_MEMORY_EXAMPLES)
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--budgets", default="64MiB,128MiB,256MiB,512MiB,1GiB,4GiB", show_default=True, metavar="SIZES", help="Budgets to try, with commas.")
-@click.option("--folder", type=_FOLDER, default=Path("."), show_default=True, help="Outputs go into a temporary folder here, one after another.")
+@click.option("--folder", type=FOLDER, default=Path("."), show_default=True, help="Outputs go into a temporary folder here, one after another.")
 @click.option("--workers", "-j", type=int, metavar="N", help="Worker threads. Default: the cores this process may use.")
-@click.option("--format", "form", type=_FORMAT, default="table", show_default=True, help="A table to read, or data.")
+@click.option("--format", "form", type=FORMAT, default="table", show_default=True, help="A table to read, or data.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw it, too, as PNG or SVG; needs matplotlib.")
 @click.option("--warm-up/--no-warm-up", default=True, show_default=True, help="First merge once unmeasured: compiles kernels, fills the page cache.")
-@_DEBUG
+@DEBUG
 def memory(recipe: Path, budgets: str, folder: Path, workers: int | None, form: str, plot: Path | None, warm_up: bool, debug: bool) -> None:
     """Merge RECIPE in several budgets and compare memory and time with what the plan predicts.
 
@@ -142,7 +143,7 @@ def memory(recipe: Path, budgets: str, folder: Path, workers: int | None, form: 
     if plot is not None:
         _pyplot()
     more = ["--workers", str(workers)] if workers is not None else []
-    with _progress() as tell:
+    with progress() as tell:
         runs, baseline = _memory_runs(recipe, folder, [b.strip() for b in budgets.split(",") if b.strip()], workers, more, warm_up, tell)
     if form == "json":
         click.echo(json.dumps({"recipe": str(recipe), "imports_bytes": baseline, "runs": [run.to_dict() for run in runs]}, indent=1))
@@ -242,16 +243,3 @@ def _draw(recipe: Path, runs: Sequence[MemoryRun], path: Path) -> None:
         raise OutputError(f"{path} cannot be drawn ({error}); give a file that ends in .png or .svg") from error
     finally:
         pyplot.close(figure)
-
-
-@contextmanager
-def _progress() -> Iterator[Any]:
-    """A function that says what is being done: one changing line on a terminal, else plain lines on standard error."""
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
-        yield lambda what: click.echo(what, err=True)
-        return
-    with console.status("") as status:
-        yield status.update

@@ -110,6 +110,42 @@ def test_odd_arguments_are_one_line(recipe: Path, tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+# -- peers -------------------------------------------------------------------------------------------
+COPY = "import pathlib, sys; out = pathlib.Path(sys.argv[2]); out.mkdir(); (out / 'seen').write_text(pathlib.Path(sys.argv[1]).read_text())"
+
+
+def test_peers_take_turns(recipe: Path, tmp_path: Path):
+    """Floor, plait and another program are measured as often as asked, and nothing is left behind."""
+    (tmp_path / "copier.py").write_text(COPY)
+    work = tmp_path / "work"
+    work.mkdir()
+    peer = f"copier={sys.executable} {tmp_path / 'copier.py'} {{recipe}} {{out}}"
+    out, err = plait("bench", "peers", recipe, "--peer", peer, "--repeat", "2", "--folder", work, "--format", "json", cwd=tmp_path)
+    found = json.loads(out)
+    rows = {row["subject"]: row for row in found["rows"]}
+    assert {"floor", "plait", "copier"} <= set(rows)
+    assert all(len(row["wall_s"]) == len(row["cpu_s"]) == 2 for row in rows.values())
+    assert rows["plait"]["peak_bytes"][0] > 1 << 20
+    assert found["bytes_read"] > found["bytes_written"] > 0
+    assert "run 2 of 2: copier" in err
+    assert list(work.iterdir()) == []
+    shown, _ = plait("bench", "peers", recipe, "--peer", peer, "--repeat", "1", "--folder", work, cwd=tmp_path)
+    assert re.search(r"copier +\d+\.\d\d", shown)
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_peers_that_fail_are_named(recipe: Path, tmp_path: Path):
+    """A program that cannot start, or ends with an error, is one line with its last words; odd options run nothing."""
+    _, err = plait("bench", "peers", recipe, "--peer", "odd", cwd=tmp_path, status=2)
+    assert "NAME=COMMAND" in err
+    _, err = plait("bench", "peers", recipe, "--mergekit", tmp_path, cwd=tmp_path, status=2)
+    assert "mergekit-yaml" in err
+    bad = f"bad={sys.executable} -c raise(SystemExit('broken')) {{recipe}} {{out}}"
+    _, err = plait("bench", "peers", recipe, "--peer", bad, "--repeat", "1", cwd=tmp_path, status=1)
+    assert "bad ended with status 1: broken" in err
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".plait")]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is not None, reason="matplotlib is installed")
 def test_plots_need_matplotlib(recipe: Path, tmp_path: Path):
     """Without matplotlib nothing is measured in vain: the sentence says what to install."""

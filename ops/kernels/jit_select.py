@@ -1,7 +1,7 @@
 """Counting kernels for exact order statistics, over one block of float32 values (see `select`)."""
 
 # numba shows mypy an intrinsic as its typing function, with one argument more
-# mypy: disable-error-code="call-arg,operator,no-untyped-call"
+# mypy: disable-error-code="call-arg,operator,no-untyped-call,var-annotated"
 
 from __future__ import annotations
 

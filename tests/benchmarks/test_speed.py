@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from plait.api import plan
+from plait.engine import floor as floor_script
 from plait.planner.layout import make_layout
 
 _BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 if str(_BENCHMARKS) not in sys.path:
     sys.path.insert(0, str(_BENCHMARKS))  # the scripts import each other by their bare names
 
-import floor as floor_script  # noqa: E402
 import full_70b  # noqa: E402
 import grid  # noqa: E402
 import growth  # noqa: E402

@@ -203,33 +203,24 @@ def merge(recipe: Path, out: Path, quiet: bool, **machine: Any) -> None:
     A run that is interrupted, killed or fails keeps what it has finished, and the same command continues it: with other
     --memory, --workers or --device too, but not with another recipe or changed inputs. `plait status OUT` says what is there.
     """
-    from rich.console import Console
-
     from plait.api import merge as run
-    from plait.engine.events import Quiet
-    from plait.planner.schedule import size
-    from plait.progress import ProgressBar
-    from plait.show import nonfinite_lines
     from plait.stopping import stopped_by_signals
 
     options = _options(machine)
-    console = Console(stderr=True, highlight=False)
-    if quiet:
+    if quiet or not sys.stderr.isatty():  # nobody looks at a bar, so it is not even imported
         with stopped_by_signals() as stop:
-            run(recipe, out, options, events=Quiet(), stop=stop)
-        return
-    with stopped_by_signals() as stop, ProgressBar(console) as bar:
-        report = run(recipe, out, options, events=bar, stop=stop)
-    if report.bytes_resumed:
-        console.print(f"{size(report.bytes_resumed)} were there from an interrupted run and stayed as they were")
-    rate = (report.bytes_read + report.bytes_written) / max(report.seconds, 1e-9)
-    console.print(
-        f"{out}: {size(report.bytes_written)} written, {size(report.bytes_read)} read in {report.seconds:.1f} s ({size(rate)}/s)", markup=False, soft_wrap=True
-    )
-    for line in nonfinite_lines(report):
-        console.print(line, markup=False, soft_wrap=True)
-    if report.gpu_retries:
-        console.print(f"{report.gpu_retries} tasks that a GPU had no memory for were done again; a smaller --gpu-memory plans for less there")
+            report = run(recipe, out, options, stop=stop)
+    else:
+        from rich.console import Console
+
+        from plait.progress import ProgressBar
+
+        with stopped_by_signals() as stop, ProgressBar(Console(stderr=True, highlight=False)) as bar:
+            report = run(recipe, out, options, events=bar, stop=stop)
+    if not quiet:
+        from plait.outcome import sentences
+
+        click.echo("\n".join(sentences(out, report)), err=True)
 
 
 @main.command(epilog=_PLAN_EXAMPLES + _RECIPE_FORM)

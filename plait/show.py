@@ -8,12 +8,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from plait.engine.events import Report
 from plait.ops.method import Method, Param
+from plait.outcome import printable
 from plait.planner.schedule import size
 from plait.planner.types import Checkpoint
 
-_MOST_LINES = 20
 _BASE = {"required": "needed", "optional": "optional", "unused": "none"}
 
 
@@ -97,7 +96,7 @@ def _values(p: Param) -> str:
 def show_checkpoint(name: str, summary: dict[str, Any], listed: Checkpoint | None) -> None:
     """A checkpoint's summary, and all its tensors when `listed` is given."""
     console = Console(highlight=False)
-    console.print(f"[bold]{escape(_printable(name))}[/]", soft_wrap=True)
+    console.print(f"[bold]{escape(printable(name))}[/]", soft_wrap=True)
     for key, value in summary.items():
         if isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values()):
             _table(console, key, value)
@@ -111,16 +110,6 @@ def show_checkpoint(name: str, summary: dict[str, Any], listed: Checkpoint | Non
     for tensor, ref in listed.tensors.items():
         table.add_row(escape(tensor), ref.dtype, str(list(ref.shape)), size(ref.nbytes))
     console.print(table)
-
-
-def nonfinite_lines(report: Report) -> list[str]:
-    """What a merge with --allow-nonfinite found that is infinite or NaN: a line for each input and output tensor, as many as anybody reads."""
-    lines = [f"not finite in {_printable(file)}: {count} values of {_printable(name)}" for (file, name), count in sorted(report.nonfinite_inputs.items())]
-    for name, (count, beyond) in sorted(report.nonfinite_outputs.items()):
-        more = f", {beyond} of them beyond the range of its dtype" if beyond else ""
-        lines.append(f"not finite in the output: {count} values of {_printable(name)}{more}")
-    rest = len(lines) - _MOST_LINES
-    return [*lines[:_MOST_LINES], f"and {rest} more tensors; plait.json lists all"] if rest > 0 else lines
 
 
 def _table(console: Console, key: str, rows: dict[str, dict[str, Any]]) -> None:
@@ -141,9 +130,4 @@ def _plain(key: str, value: Any) -> str:
         return {True: "yes", False: "no", None: "not said"}[value]
     if isinstance(value, int):
         return f"{value:,}"
-    return _printable(", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))
-
-
-def _printable(text: str) -> str:
-    """Text from a file with what a terminal would obey shown as escapes; no more of it than anybody reads."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:10_000]) + ("..." if len(text) > 10_000 else "")
+    return printable(", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))

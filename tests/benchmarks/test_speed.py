@@ -133,6 +133,16 @@ def test_the_best_way_of_writing_is_told(tmp_path: Path):
     assert found["bytes_read"] == found["bytes_written"] == MIB
 
 
+def test_durability_compares_with_a_bare_merge(tiny: Path, tmp_path: Path):
+    """Both ways run as often as asked, the bare one without a manifest, and the outputs go."""
+    done = script("durability.py", "--set", tiny, "--repeat", "2", "--out", tmp_path, "--results", tmp_path / "results")
+    assert done.returncode in (0, 1), done.stderr  # of tiny merges the ratio means nothing
+    (row,) = json.loads((tmp_path / "results" / "durability.json").read_text())["rows"]
+    assert len(row["plait"]) == len(row["bare"]) == 2
+    assert row["ratio"] == pytest.approx(statistics.median(row["plait"]) / statistics.median(row["bare"]), rel=0.01)
+    assert [p.name for p in tmp_path.iterdir()] == ["results"]
+
+
 def test_a_floor_never_writes_over_a_file(way: str, tmp_path: Path):
     """An output that exists is left as it is."""
     file = tmp_path / "a.safetensors"

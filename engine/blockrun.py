@@ -121,9 +121,9 @@ def make_runner(
     """
     kernel = kernel or generate(program, stage)
     if seat is not None:
-        from plait.engine.devicerun import DeviceRunner
+        from plait.engine.devicerun import device_runner
 
-        return DeviceRunner(program, stage, kernel, seat)
+        return device_runner(program, stage, kernel, seat)
     if backend == "numba":
         return CompiledRunner(program, stage, kernel, scratch)
     from plait.engine.interpreter import Interpreter

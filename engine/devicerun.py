@@ -66,3 +66,11 @@ class DeviceRunner(Interpreter):
             result = super().run(data)
             stream.wait()
         return result
+
+
+def device_runner(program: Program, stage: Stage, kernel: Kernel, seat: Seat) -> DeviceRunner:
+    """The runner of a stage on a worker's device: its maps as one Triton kernel where that can be, else op by op."""
+    from plait.engine.fused import FusedRunner, fusible, triton_usable
+
+    fused = triton_usable(seat.device.torch_device) and fusible(program, stage)
+    return (FusedRunner if fused else DeviceRunner)(program, stage, kernel, seat)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 import threading
 import time
@@ -338,6 +339,8 @@ def _gpus(options: Options) -> tuple[tuple[int, ...], list[str]]:
         if value == "cuda" and not free:
             raise PlanError(f"--{option} cuda was asked for, but torch finds no CUDA device here; use --{option} {'auto or ' * (option == 'device')}cpu")
     notes = [f"{SIMULATED} is set: GPUs are simulated on the CPU"] if free and simulated_sizes() else []
+    if options.maps == "cuda" and importlib.util.find_spec("triton") is None:
+        notes.append("Triton is not installed: maps run op by op on the GPU instead of as one kernel; pip install 'plait[cuda]'")
     if options.gpu_memory is None:
         return tuple(nbytes * 9 // 10 for nbytes in free), notes
     asked = checked_size(options.gpu_memory, "GPU memory")

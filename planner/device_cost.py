@@ -61,8 +61,29 @@ def block_steps(program: Program, stage: Stage) -> tuple[Step, ...]:
     return tuple(steps)
 
 
+def fused_targets(program: Program, stage: Stage) -> tuple[int, ...]:
+    """Values of a stage that results are made of: what one kernel for all its maps leaves in memory."""
+    ending = {*stage.keeps, *(j for i in stage.folds for j in data_inputs(program.nodes[i]))} | ({program.root} if stage.store else set())
+    return tuple(sorted(i for i in ending if program.nodes[i].space == "tensor"))
+
+
+def _fused_bytes(program: Program, stage: Stage) -> int:
+    """Bytes of a block whose maps are one kernel: all inputs as stored, all results, and giving those out."""
+    nodes, n = program.nodes, block_elements(stage, program.numel)
+    inputs = sum(n * BY_CODE[str(nodes[i].param("storage"))].itemsize for i in stage.loads) + 4 * n * len(stage.residents)
+    results = 4 * n * len(fused_targets(program, stage))
+    scalars = 8 * (len(nodes) + 8)
+    return inputs + results + scalars + _ending(program, stage, n, 1)
+
+
 def device_block_bytes(program: Program, stage: Stage) -> int:
-    """Most bytes that one block of a stage has on the device at once."""
+    """Most bytes that one block of a stage has on the device at once, whether its maps run op by op or as one kernel."""
+    if stage.row_length:
+        return _interpreted_bytes(program, stage)
+    return max(_interpreted_bytes(program, stage), _fused_bytes(program, stage))
+
+
+def _interpreted_bytes(program: Program, stage: Stage) -> int:
     nodes, n = program.nodes, block_elements(stage, program.numel)
     rows = n // stage.row_length if stage.row_length else 1
     living: dict[int, int] = {}

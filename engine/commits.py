@@ -59,6 +59,12 @@ class Commits:
             if self._error is not None:
                 raise self._error
 
+    def give_up(self, error: BaseException) -> None:
+        """Record nothing more. Once a flush has failed the system may have dropped what it could not write, and the next flush succeeds."""
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
+
     def finish(self, commit: bool) -> None:
         """End the thread; with `commit` everything noted is durable when this returns. Harmless when called again.
 
@@ -79,7 +85,11 @@ class Commits:
         if self._error is not None:
             raise self._error
         if commit:
-            self._commit()
+            try:
+                self._commit()
+            except BaseException as error:
+                self.give_up(error)
+                raise
 
     def _work(self) -> None:
         try:

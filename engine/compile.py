@@ -25,7 +25,7 @@ from typing import Any
 
 from plait.engine.codegen import Kernel
 from plait.engine.kernelc import DIGEST_BYTES, build, target_machine
-from plait.ops.errors import KernelError
+from plait.ops.errors import KernelError, Stopped
 
 
 def numba_available() -> bool:
@@ -59,6 +59,7 @@ def cache_folder() -> Path:
 
 #: Compile in this process. What Numba takes would then be this process's memory, beside the budget: for tests, which compile a lot.
 compile_here = False
+_STOP_SEEN_S = 0.1
 _LOCK = threading.Lock()
 _COMPILED: dict[str, Callable[..., int]] = {}
 _ENGINES: list[Any] = []  # LLVM frees the code with the engine that loaded it
@@ -84,7 +85,7 @@ def compiled(kernel: Kernel) -> Callable[..., int]:
         return function
 
 
-def compile_missing(kernels: Iterable[Kernel], processes: int) -> int:
+def compile_missing(kernels: Iterable[Kernel], processes: int, stop: threading.Event | None = None) -> int:
     """Compile all kernels that have no machine code yet, in up to `processes` processes at once.
 
     Returns:
@@ -92,6 +93,7 @@ def compile_missing(kernels: Iterable[Kernel], processes: int) -> int:
 
     Raises:
         KernelError: one cannot be compiled.
+        Stopped: `stop` was set meanwhile; what is compiled stays.
     """
     with _LOCK:
         missing: dict[str, Kernel] = {}
@@ -102,7 +104,7 @@ def compile_missing(kernels: Iterable[Kernel], processes: int) -> int:
                     missing[kernel.key] = kernel
                 else:
                     _COMPILED[kernel.key] = function
-        _compile(list(missing.values()), processes)
+        _compile(list(missing.values()), processes, stop)
         return len(missing)
 
 
@@ -127,7 +129,7 @@ def _load(kernel: Kernel) -> Callable[..., int] | None:
     return ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, *pointers)(address)
 
 
-def _compile(kernels: list[Kernel], processes: int) -> None:
+def _compile(kernels: list[Kernel], processes: int, stop: threading.Event | None = None) -> None:
     """Write the sources and have them compiled."""
     folder = cache_folder()
     for kernel in kernels:
@@ -147,8 +149,8 @@ def _compile(kernels: list[Kernel], processes: int) -> None:
     try:
         for share in shares:
             command = [sys.executable, "-m", "plait.engine.kernelc", str(folder), *(k.key for k in share)]
-            running.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
-        said = [process.communicate()[1] for process in running]
+            running.append(_started(command, environment))
+        said = [_ended(process, stop) for process in running]
     except BaseException:
         for process in running:
             with suppress(OSError):
@@ -158,6 +160,23 @@ def _compile(kernels: list[Kernel], processes: int) -> None:
     for process, text in zip(running, said, strict=True):
         if process.returncode:
             raise _refused(text.strip() or f"the compiler ended with status {process.returncode}")
+
+
+def _started(command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+    # In a session of its own: a terminal's Ctrl-C is for the merge, which decides what becomes of its compilers.
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def _ended(process: subprocess.Popen[str], stop: threading.Event | None) -> str:
+    """What a compiler said, when it has ended."""
+    while True:
+        try:
+            return process.communicate(timeout=_STOP_SEEN_S)[1]
+        except subprocess.TimeoutExpired:
+            if stop is not None and stop.is_set():
+                raise Stopped("the run was stopped before it was finished, while its kernels were compiled") from None
 
 
 def _refused(why: str) -> KernelError:

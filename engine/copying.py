@@ -6,10 +6,12 @@ import errno
 import os
 
 from plait.engine.blockrun import Array
+from plait.engine.reader import read_some
 from plait.ops.errors import CheckpointError
 
 _COPY_BYTES = 32 << 20  # one copy_file_range cannot be interrupted: keep it short
-_NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.ETXTBSY}
+# With an EIO the slow way tells which of the two files fails, and tries again where it is the source.
+_NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.ETXTBSY, errno.EIO}
 
 
 def kernel_copy(fd: int, offset: int, source_fd: int, source_offset: int, nbytes: int) -> int:
@@ -41,7 +43,7 @@ def read_source(fd: int, offset: int, buffer: Array) -> None:
     done = 0
     while done < buffer.size:
         try:
-            count = os.preadv(fd, [buffer[done:].data], offset + done)
+            count = read_some(fd, buffer[done:].data, offset + done)
         except OSError as error:
             raise CheckpointError(f"{_name_of(fd)} cannot be read ({error.strerror}); check the disk", path=_name_of(fd)) from error
         if not count:

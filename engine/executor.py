@@ -13,7 +13,7 @@ The worker that finishes the last unit of a pass runs the component on to its ne
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -127,13 +127,15 @@ class _Run:
         fixed = plan.prediction.runtime_bytes + plan.workers * (plan.prediction.worker_bytes + plan.prediction.slab_bytes)
         self.ledger = Ledger(max(plan.budget_bytes, fixed), fixed, fixed)
         self.states = [component_bytes(program, workspace=n not in plan.lean) for n, program in enumerate(plan.programs)]
-        kernels = prepare_kernels(plan)
+        kernels = prepare_kernels(plan, stop)
         self.workers = [Worker(plan, kernels, host.pool) for _ in range(plan.workers)]
         self.runs: dict[str, ComponentRun] = {}
         self.condition = threading.Condition()
         self.waiting: deque[tuple[int, Component]] = deque()
         self.open: list[_Open] = []
         self.error: BaseException | None = None
+        self.identities = {file.path: file for file in plan.files}
+        self.readers = Counter(file for c in plan.components if c.name not in remaining.complete for file in {ref.file for ref in c.inputs})
         for scope in plan.scopes:
             op, *values = scope.key.split("|")
             if op == "kth_magnitude":
@@ -244,7 +246,16 @@ class _Run:
         if following is None:
             self.host.reader.done_with(task.component.inputs)
         if following is None and self.number + 1 == self.host.plan.sweeps and task.component.name not in self.remaining.complete:
+            self._check_inputs(task.component)
             self.host.events.finished_component(task.component)
+
+    def _check_inputs(self, component: Component) -> None:
+        """Where a component was the last to read a file: is it still the file that the plan was made for?"""
+        files = {ref.file for ref in component.inputs}
+        with self.condition:
+            self.readers.subtract(files)
+            ended = [file for file in files if not self.readers[file]]
+        self.host.reader.check_unchanged(self.identities[file] for file in ended if file in self.identities)
 
 
 def _join(threads: list[threading.Thread]) -> None:

@@ -28,15 +28,20 @@ def identity(plan: Plan, plait_version: str, recipe: str, source: str = "") -> d
         "plait": plait_version,
         "title": plan.title,
         "recipe": recipe,
-        "source": source,
+        "source": writable(source),
         "fingerprint": plan.fingerprint,
-        "files": [[f.path, f.size, f.mtime_ns, f.header] for f in plan.files],
+        "files": [[writable(f.path), f.size, f.mtime_ns, f.header] for f in plan.files],
         "shards": [[s.name, s.size] for s in plan.layout.shards],
         "computation": _hash(repr(plan.programs), *(f"{c.name!r} {c.program}" for c in sorted(plan.components, key=attrgetter("name")))),
         "layout": _hash(*(s.name for s in plan.layout.shards), *(s.header.hex() for s in plan.layout.shards)),
         "blocks": [blocks.BLOCK, blocks.CHUNK],  # sums are added up by them
         "libraries": _libraries(plan),
     }
+
+
+def writable(path: str) -> str:
+    """A path as text; bytes that are no UTF-8 are escaped."""
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def _hash(*texts: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -76,10 +77,11 @@ def read_journal(path: Path) -> Recovered:
         OSError: the file cannot be read.
     """
     try:
-        with open(path, "rb") as stream:
-            raw = stream.read()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return Recovered(None, np.empty(0, ENTRY), 0)
+    with open(fd, "rb") as stream:
+        raw = stream.read() if stat.S_ISREG(os.fstat(fd).st_mode) else b""
     version = _version(raw)
     if version != VERSION:
         return Recovered(None, np.empty(0, ENTRY), version, damaged=True)

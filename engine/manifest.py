@@ -23,6 +23,7 @@ from plait.planner.types import Layout
 
 MANIFEST_NAME = "plait.json"
 FORMAT = 1
+_SUM = b',\n "sum": "'  # of all that is before it
 _MOST_BYTES, _MOST_MARKS = 512 << 20, 32_000_000  # of a million tensors, twice
 _LEAST_BLOCK = 1 << 16  # bytes of a block of a tensor of several
 _VERSIONS = ("numpy", "numba", "torch")
@@ -51,7 +52,8 @@ def manifest(identity: Mapping[str, Any], layout: Layout, entries: Entries, side
     }
     rows = tensor_sums(layout, entries)
     lines = ",\n  ".join([f"{json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()])
-    return (json.dumps(head, indent=1, ensure_ascii=False).removesuffix("\n}") + ',\n "tensors": {\n  ' + lines + "\n }\n}\n").encode()
+    text = (json.dumps(head, indent=1, ensure_ascii=False).removesuffix("\n}") + ',\n "tensors": {\n  ' + lines + "\n }").encode()
+    return text + _SUM + _blake(text).encode() + b'"\n}\n'
 
 
 def tensor_sums(layout: Layout, entries: Entries) -> dict[str, dict[str, Any]]:
@@ -115,9 +117,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for key, kind in wanted:
         if not isinstance(found.get(key), kind):
             raise CheckpointError(f"{path} has no {key}; the manifest is damaged: merge again", path=str(path))
+    if not _unchanged(path):
+        raise CheckpointError(f"{path} is not as it was written: its own checksum differs; merge again", path=str(path))
     if not _sound(found):
         raise CheckpointError(f"{path} describes files as plait does not write them; the manifest is damaged: merge again", path=str(path))
     return found
+
+
+def _unchanged(path: Path) -> bool:
+    """Whether the manifest ends in the checksum of what is before it."""
+    text, _, rest = path.read_bytes().rpartition(_SUM)
+    return rest == _blake(text).encode() + b'"\n}\n'
 
 
 def _sound(found: dict[str, Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from plait.engine.checksum import PIECE, RangeDigest
 from plait.engine.commits import Commits
 from plait.engine.identity import differences
 from plait.engine.journal import ENTRY, JOURNAL_NAME, VERSION, Entries, Found, JournalWriter, entry, read_journal, sorted_entries
-from plait.engine.publish import output_errors, remove_working
+from plait.engine.publish import output_errors, remove_working, sync_folder
 from plait.engine.shardfile import ShardFile
 from plait.ops.errors import ResumeError
 from plait.planner.safetensors_header import size_text
 from plait.planner.types import Layout
+
+_SAMPLED = 8  # ranges of a shard that are read again when it is continued
 
 
 class Partial:
@@ -87,12 +90,25 @@ class Partial:
         for path in list(self._working.iterdir()):
             if path.name not in kept:
                 remove_working(path)
-        found: Entries = entries[np.isin(entries["shard"], good)]
+        found: Entries = entries[np.isin(entries["shard"], [n for n in good if self._holds(n, entries[entries["shard"] == n])])]
         return found
+
+    def _holds(self, shard: int, entries: Entries) -> bool:
+        """Whether a shard's file holds what the journal says, judged by a few ranges from end to end: it may have been replaced meanwhile."""
+        chosen = entries[np.unique(np.linspace(0, len(entries) - 1, min(_SAMPLED, len(entries))).astype(int))]
+        digests = RangeDigest()
+        fd = os.open(self._working / partial_name(shard), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            return all(digests.of(partial(_fill, fd), int(e["offset"]), int(e["nbytes"])) == e["digest"].tobytes() for e in chosen)
+        finally:
+            os.close(fd)
 
     def start(self, files: Sequence[ShardFile]) -> None:
         """The shard files are open: what is written from now on goes into the journal."""
         self._files = files
+        if self._journal is not None:  # shards that were made anew must be found again
+            with output_errors(self._working, "flush the folder to disk"):
+                sync_folder(self._working)
 
     # -- while it runs ----------------------------------------------------------------------------
     def wrote(self, shard: int, offset: int, nbytes: int, known: bytes) -> None:
@@ -118,17 +134,9 @@ class Partial:
         with output_errors(self._working / JOURNAL_NAME, "write the journal"):
             if self._journal is None:
                 journal = JournalWriter(self._working / JOURNAL_NAME, self._identity())
-                self._sync_names()
+                sync_folder(self._working.parent)  # the working folder itself must be found again
                 self._journal = journal
             self._journal.append(packed)
-
-    def _sync_names(self) -> None:
-        """The working folder itself must be found again."""
-        fd = os.open(self._working.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
     # -- at the end -------------------------------------------------------------------------------
     @property
@@ -154,6 +162,13 @@ class Partial:
     def entries(self) -> Entries:
         """Digests of everything that is there, by shard and offset."""
         return sorted_entries(np.concatenate((self._entries, np.frombuffer(bytes(self.commits.all), ENTRY))))
+
+
+def _fill(fd: int, offset: int, buffer: Array) -> None:
+    done = 0
+    while done < buffer.size and (count := os.preadv(fd, [buffer[done:].data], offset + done)):
+        done += count
+    buffer[done:] = 0  # a file that ends early has another digest
 
 
 def partial_name(number: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Hashable, Iterator
 
 from plait.engine.codegen import Kernel, generate
@@ -12,11 +13,16 @@ from plait.planner.program import Program, Stage, probe_stage, scope_of
 _COMPILER_BYTES = 128 << 20
 
 
-def prepare_kernels(plan: Plan) -> dict[Hashable, Kernel]:
+def prepare_kernels(plan: Plan, stop: threading.Event | None = None) -> dict[Hashable, Kernel]:
     """The kernels that workers will ask for, by `kernel_key`.
+
+    Args:
+        plan: that will run.
+        stop: when it is set, compiling ends early.
 
     Raises:
         KernelError: one cannot be compiled.
+        Stopped: `stop` was set.
     """
     used = sorted({component.program for component in plan.components})
     kernels: dict[Hashable, Kernel] = {}
@@ -26,7 +32,7 @@ def prepare_kernels(plan: Plan) -> dict[Hashable, Kernel]:
     if plan.backend == "numba" and kernels:
         from plait.engine.compile import compile_missing
 
-        compile_missing(kernels.values(), max(1, min(plan.workers, plan.budget_bytes // _COMPILER_BYTES)))
+        compile_missing(kernels.values(), max(1, min(plan.workers, plan.budget_bytes // _COMPILER_BYTES)), stop)
     return kernels
 
 

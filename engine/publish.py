@@ -22,14 +22,16 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from plait.ops.errors import OutputError
+from plait.ops.errors import CheckpointError, OutputError
 from plait.planner.safetensors_header import open_regular
 from plait.planner.types import SideFile
 
@@ -63,7 +65,13 @@ def output_error(error: OSError, path: str | os.PathLike[str], doing: str) -> Ou
 
 
 def working_folder(destination: Path) -> Path:
-    """The hidden folder beside `destination` in which its output grows."""
+    """The hidden folder beside `destination` in which its output grows.
+
+    Raises:
+        OutputError: the destination is the root of all folders, which has nothing beside it.
+    """
+    if not destination.name:
+        raise OutputError(f"{destination} is the root of all folders and cannot be replaced; give a new folder", path=str(destination))
     return destination.with_name(f".{destination.name}.plait-partial")
 
 
@@ -89,7 +97,7 @@ def check_destination(destination: Path, inputs: Sequence[str] = (), *, overwrit
         if inside or model.is_relative_to(destination):
             how = "is" if destination == model else "lies inside" if inside else "contains"
             raise OutputError(f"{destination} {how} the input model {text}, which must not be written to; give a new folder", path=str(destination), input=text)
-    if destination == Path.cwd() or os.path.ismount(destination):
+    if destination == Path.cwd() or is_mount_point(destination):
         raise OutputError(f"{destination} is the current folder or a mount point and cannot be replaced; give a new folder inside it", path=str(destination))
     with output_errors(destination, "use this as the output folder"):
         try:
@@ -105,6 +113,19 @@ def check_destination(destination: Path, inputs: Sequence[str] = (), *, overwrit
         raise OutputError(f"{destination} is not empty; give a new folder{more}", path=str(destination))
     if names and not overwrite:
         raise OutputError(f"{destination} is not empty; give a new folder, or --overwrite to replace the checkpoint there", path=str(destination))
+
+
+def is_mount_point(folder: Path) -> bool:
+    """Whether something is mounted on a folder: no rename can put another one there. A folder bound from the same filesystem counts too."""
+    if os.path.ismount(folder):
+        return True
+    try:
+        with open("/proc/self/mountinfo", "rb") as stream:
+            places = {line.split(b" ", 5)[4] for line in stream}
+    except (OSError, IndexError):  # another system than Linux
+        return False
+    escaped = re.sub(rb"[ \t\n\\]", lambda found: b"\\%03o" % found[0][0], os.fsencode(folder))
+    return escaped in places
 
 
 class DestinationLock:
@@ -150,7 +171,8 @@ class DestinationLock:
         """Remove and free the lock; harmless when it is not held."""
         if self._fd is not None:
             # Removed while still held: whoever opened it meanwhile sees that the name is gone and starts over.
-            self._path.unlink(missing_ok=True)
+            with suppress(OSError):  # a file that nobody holds locks nobody out
+                self._path.unlink()
             os.close(self._fd)
             self._fd = None
 
@@ -277,6 +299,13 @@ def sync_folder(folder: Path) -> None:
             os.close(fd)
 
 
+def _read_side(source: BinaryIO, name: str) -> bytes:
+    try:
+        return source.read(1 << 20)
+    except OSError as error:
+        raise CheckpointError(f"{name} cannot be read ({error.strerror}); check the disk, or copy the file again", path=name) from error
+
+
 def _write_side(working: Path, side: SideFile) -> None:
     name = Path(side.name)
     if name.is_absolute() or ".." in name.parts or not name.parts:
@@ -288,7 +317,8 @@ def _write_side(working: Path, side: SideFile) -> None:
             if side.source is not None:
                 fd, _ = open_regular(side.source)
                 with open(fd, "rb") as source:
-                    shutil.copyfileobj(source, stream, 1 << 20)
+                    while part := _read_side(source, side.source):
+                        stream.write(part)
             else:
                 stream.write(side.content or b"")
             stream.flush()

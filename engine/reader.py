@@ -77,7 +77,7 @@ class Reader:
         done = 0
         while done < view.nbytes:
             try:
-                count = _preadv(fd, view[done : done + _MOST_PER_CALL], offset + done)
+                count = read_some(fd, view[done : done + _MOST_PER_CALL], offset + done)
             except OSError as error:
                 why = f"could not be read at byte {offset + done} ({error.strerror})"
                 raise CheckpointError(f"{file} {why}; check the disk, or copy the file again", path=file, offset=offset + done) from error
@@ -135,7 +135,7 @@ class Reader:
         self.close()
 
 
-def _preadv(fd: int, view: memoryview, offset: int) -> int:
+def read_some(fd: int, view: memoryview, offset: int) -> int:
     """`os.preadv`, tried again a few times when the disk reports an error."""
     for wait_s in _RETRIES_S:
         try:

@@ -17,17 +17,22 @@ import numpy as np
 from plait.engine.blockrun import Array
 from plait.engine.checksum import RangeDigest, combined
 from plait.engine.component import COPY_UNIT
+from plait.engine.copying import read_source
 from plait.engine.executor import execute
-from plait.engine.journal import ENTRY, Found, sorted_entries
-from plait.engine.manifest import file_sum, header_sum, read_manifest
+from plait.engine.journal import ENTRY, JOURNAL_NAME, Found, sorted_entries
+from plait.engine.manifest import MANIFEST_NAME, file_sum, header_sum, read_manifest
 from plait.engine.reader import Reader
 from plait.ops.dtypes import BY_CODE
 from plait.ops.errors import CheckpointError, VerifyError
 from plait.planner.blocks import block_count, block_elements
+from plait.planner.header_text import shown
 from plait.planner.plan import Component, Plan
+from plait.planner.safetensors_header import read_header
 from plait.planner.types import Place, SideFile
 
 _TOLD = 5  # problems that a message names
+#: What some loader may take for the model, or for a part of it.
+_WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +43,14 @@ class Checked:
         tensors, nbytes: in the shards.
         files: other files.
         blocks: computed again, where that was asked for.
+        foreign: names of files that somebody put there since, and that no loader takes for weights.
     """
 
     tensors: int
     nbytes: int
     files: int
     blocks: int = 0
+    foreign: tuple[str, ...] = ()
 
 
 # -- against the manifest ---------------------------------------------------------------------------
@@ -61,13 +68,14 @@ def verify(folder: Path, progress: Callable[[int], None], threads: int = 2, mani
         VerifyError: something differs; names what.
     """
     manifest = manifest or read_manifest(folder)
+    foreign = _foreign(folder, manifest)
     try:
-        problems = [*_shard_problems(folder, manifest), *_side_problems(folder, manifest)]
         names = [shard["name"] for shard in manifest["shards"]]
         rows = [(name, names[row["shard"]], row) for name, row in manifest["tensors"].items()]
+        bad = _shard_problems(folder, manifest, rows)
+        problems = [*bad.values(), *_side_problems(folder, manifest), *(f"{shown(n)} is not of this output" for n in foreign if n.endswith(_WEIGHTS))]
     except (KeyError, IndexError, TypeError) as error:
         raise CheckpointError(f"{folder}/plait.json lacks {error}; the manifest is damaged: merge again", path=str(folder)) from error
-    missing = {problem.split(" ", 1)[0] for problem in problems}
     local = threading.local()
 
     def check(item: tuple[str, str, dict[str, Any]]) -> str | None:
@@ -76,10 +84,10 @@ def verify(folder: Path, progress: Callable[[int], None], threads: int = 2, mani
         return _tensor_problem(folder, reader, local.digests, item, progress)
 
     with Reader() as reader, ThreadPoolExecutor(threads, "plait-verify") as pool:
-        rows = [row for row in rows if row[1] not in missing]
+        rows = [row for row in rows if row[1] not in bad]
         problems += [found for found in pool.map(check, rows) if found]
     _complain(folder, problems)
-    return Checked(len(rows), sum(row["bytes"] for _, _, row in rows), len(manifest["side_files"]))
+    return Checked(len(rows), sum(row["bytes"] for _, _, row in rows), len(manifest["side_files"]), foreign=tuple(foreign))
 
 
 def _complain(folder: Path, problems: Sequence[str]) -> None:
@@ -89,17 +97,33 @@ def _complain(folder: Path, problems: Sequence[str]) -> None:
         raise VerifyError(f"{folder} is not what was written: {told}{more}. Merge again", path=str(folder), problems=tuple(problems))
 
 
-def _shard_problems(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
+def _foreign(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """Names in the folder that the manifest does not have."""
+    known = {str(Path(n).parts[0]) for n in (*manifest["side_files"], *(s["name"] for s in manifest["shards"]))} | {MANIFEST_NAME, JOURNAL_NAME}
+    return sorted(name for name in os.listdir(folder) if name not in known)
+
+
+def _shard_problems(folder: Path, manifest: dict[str, Any], rows: Sequence[tuple[str, str, dict[str, Any]]]) -> dict[str, str]:
+    """What is wrong with each shard as a file, by name; the manifest and the shard's header must tell of the same tensors."""
+    told: dict[str, dict[str, tuple[int, int]]] = {}
+    for name, home, row in rows:
+        told.setdefault(home, {})[name] = row["offset"], row["bytes"]
+    found: dict[str, str] = {}
     for shard in manifest["shards"]:
-        path = folder / shard["name"]
+        name, path = shard["name"], folder / shard["name"]
         if not path.is_file():
-            yield f"{shard['name']} is missing"
+            found[name] = f"{name} is missing"
         elif path.stat().st_size != shard["bytes"]:
-            yield f"{shard['name']} has {path.stat().st_size} of {shard['bytes']} bytes"
+            found[name] = f"{name} has {path.stat().st_size} of {shard['bytes']} bytes"
         else:
             with open(path, "rb") as stream:
                 if header_sum(stream.read(shard["header_bytes"])) != shard["header"]:
-                    yield f"{shard['name']} has another header"
+                    found[name] = f"{name} has another header"
+                    continue
+            held = {n: (ref.start, ref.nbytes) for n, ref in read_header(path).entries.items()}
+            if held != told.get(name, {}):
+                found[name] = f"{name} holds other tensors than {MANIFEST_NAME} says"
+    return found
 
 
 def _side_problems(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
@@ -148,9 +172,11 @@ class _Comparing:
 
     def copy(self, shard: int, offset: int, source_fd: int, source_offset: int, nbytes: int, see: Callable[[Array], None] | None = None) -> None:
         """Compare bytes of an input file."""
+        buffer = np.empty(min(nbytes, 1 << 20), np.uint8)
         for first in range(0, nbytes, 1 << 20):
-            length = min(1 << 20, nbytes - first)
-            self.write(shard, offset + first, os.pread(source_fd, length, source_offset + first))
+            part = buffer[: min(1 << 20, nbytes - first)]
+            read_source(source_fd, source_offset + first, part)
+            self.write(shard, offset + first, part)
 
     def publish(self, extra_side_files: Sequence[SideFile] = ()) -> None:
         """Nothing was written."""

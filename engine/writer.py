@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -21,7 +22,7 @@ import numpy as np
 from plait.engine.blockrun import Array
 from plait.engine.checksum import digest
 from plait.engine.copying import kernel_copy, read_source
-from plait.engine.journal import JOURNAL_NAME, Found
+from plait.engine.journal import ENTRY, JOURNAL_NAME, Found
 from plait.engine.manifest import MANIFEST_NAME, file_sum, manifest
 from plait.engine.partial import Partial, partial_name
 from plait.engine.publish import (
@@ -34,6 +35,7 @@ from plait.engine.publish import (
     recover_old,
     remove_working,
     replace_folder,
+    sync_folder,
     working_folder,
 )
 from plait.engine.shardfile import MAX_WRITE_BYTES, ShardFile
@@ -41,6 +43,9 @@ from plait.ops.errors import OutputError
 from plait.planner.layout import INDEX_NAME, index_json
 from plait.planner.safetensors_header import size_text
 from plait.planner.types import Layout, SideFile
+
+_ROW_BYTES = 160  # of a tensor in the manifest and the index, without its name
+_ENTRY_EVERY = 1 << 20  # bytes of output for an entry of the journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +200,14 @@ class OutputFolder:
         if done < self._expected:
             why = f"only {done} of {self._expected} bytes were written: the run is not finished"
             raise OutputError(f"{self.destination}: {why}; run it again", path=str(self.destination))
-        for number, file in enumerate(self._files):
-            with output_errors(self.working / partial_name(number), "flush the data to disk"):
-                file.sync()
+        try:
+            for number, file in enumerate(self._files):
+                with output_errors(self.working / partial_name(number), "flush the data to disk"):
+                    file.sync()
+        except OutputError as error:
+            if self._partial is not None:
+                self._partial.commits.give_up(error)
+            raise
         if self._partial is not None:
             self._partial.settle()
         index = [SideFile(INDEX_NAME, content=index_json(layout))] if len(layout.shards) > 1 else []
@@ -238,10 +248,12 @@ class OutputFolder:
             self._files.pop().close()
         try:
             if self._removable:
-                remove_working(self.working)
+                with suppress(OutputError):  # why the run ends is the news; the next one removes it, or says why it cannot
+                    remove_working(self.working)
                 self._removable = False
-            if self._published:  # the journal has done its work
-                (self.destination / JOURNAL_NAME).unlink(missing_ok=True)
+            if self._published:  # the journal has done its work, and is harmless where it cannot be removed
+                with suppress(OSError):
+                    (self.destination / JOURNAL_NAME).unlink()
         finally:
             self._lock.release()
         if not self._published:
@@ -271,10 +283,12 @@ class OutputFolder:
             with output_errors(parent, "create this folder"):
                 parent.mkdir(exist_ok=True)
             self._made_parents.append(parent)
+            sync_folder(parent.parent)  # else a power loss may take the way to what is kept
 
     def _check_space(self) -> None:
         there = {p.name for p in self.working.iterdir()}
         needed = sum(shard.size for number, shard in enumerate(self._layout.shards) if partial_name(number) not in there)
+        needed += self._bookkeeping()
         for side in self._layout.side_files:
             needed += len(side.content or b"") if side.source is None else os.stat(side.source).st_size if os.path.exists(side.source) else 0
         with output_errors(self.working, "ask for the free space"):
@@ -282,6 +296,11 @@ class OutputFolder:
         free = disk.f_bavail * disk.f_frsize
         if disk.f_blocks and needed > free:  # some filesystems report no sizes at all
             raise self._too_full(needed, free)
+
+    def _bookkeeping(self) -> int:
+        """Roughly what index, journal and manifest take, where there are any."""
+        rows = sum(len(name) + _ROW_BYTES for name in self._layout.places) if self._partial is not None else 0
+        return rows + (self._expected // _ENTRY_EVERY * ENTRY.itemsize if self._partial is not None else 0)
 
     def _too_full(self, needed: int, free: int) -> OutputError:
         figures = f"needs {size_text(needed)} ({needed} bytes), the disk has {size_text(free)} free ({free} bytes)"

@@ -185,7 +185,8 @@ def run_plan(
     options = options or Options()
     text = next(((side.content or b"").decode() for side in sides if side.name == RECIPE_NAME), "")
     made = lru_cache(maxsize=1)(lambda: identity(planned, __version__, text, source))
-    folder = OutputFolder(Path(out), planned.layout, inputs, identity=made, restart=options.restart, overwrite=options.overwrite)
+    layout = replace(planned.layout, side_files=tuple(sides))
+    folder = OutputFolder(Path(out), layout, inputs, identity=made, restart=options.restart, overwrite=options.overwrite)
     try:
         with folder, Reader(drop_behind=_overflow(planned)) as reader, open_pool(planned.gpu_budget_bytes) as pool:
             try:
@@ -196,7 +197,7 @@ def run_plan(
                 raise
             _check_inputs(reader, planned, folder)
             report.seconds = time.perf_counter() - begun
-            folder.publish(sides, figures(planned, report))
+            folder.publish((), figures(planned, report))
     except PlaitError as error:
         _say_what_is_kept(error, folder)
         raise

@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from plait.bench import bench
-from plait.ops.errors import PlaitError
+from plait.ops.errors import PlaitError, PlanError, RecipeError, Stopped
+from plait.planner.header_text import printable
 
 _EXAMPLES = """
 \b
@@ -92,6 +93,13 @@ Examples:
 class _Group(click.Group):
     """Turns plait's errors, and click's, into one line and an exit status."""
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; Ctrl-C where it does nothing that could be kept is an error like others."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # click would print an empty line first
+            raise Stopped("interrupted; nothing was changed") from None
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         debug = "--debug" in (kwargs.get("args") or sys.argv[1:])
         try:
@@ -105,20 +113,24 @@ class _Group(click.Group):
                 path = error.ctx.command_path if error.ctx else "plait"
                 click.echo(f"plait: {error.format_message().rstrip('.')}; `{path} --help` says what it takes", err=True)
             sys.exit(error.exit_code)
-        except click.Abort:  # Ctrl-C
-            click.echo("plait: interrupted; nothing was published. Give the same command to go on", err=True)
-            sys.exit(130)
         except PlaitError as error:
             if debug:
                 raise
-            lines = [*(error.message.splitlines() or [type(error).__name__]), *error.advice.splitlines()]
-            click.echo("\n".join([f"plait: {lines[0]}", *(f"       {line}" for line in lines[1:])]), err=True)
+            click.echo("\n".join(_told(error)), err=True)
             sys.exit(error.exit_status)
         except Exception as error:
             if debug:
                 raise
-            click.echo(f"plait: internal error: {type(error).__name__}: {error}; run again with --debug and report the traceback", err=True)
+            why = printable(f"{type(error).__name__}: {error}")
+            click.echo(f"plait: internal error: {why}; run again with --debug and report the traceback", err=True)
             sys.exit(1)
+
+
+def _told(error: PlaitError) -> list[str]:
+    """What went wrong as the first line; below it more problems of a recipe, or how to go on. Nothing that a terminal would obey."""
+    problems = error.message.splitlines() if isinstance(error, (RecipeError, PlanError)) else [error.message]  # others are one line, whatever a path holds
+    first, *more = [printable(line) for line in (*(problems or [type(error).__name__]), error.advice) if line]
+    return [f"plait: {first}", *(f"       {line}" for line in more)]
 
 
 def _version(context: click.Context, _param: click.Parameter, wanted: bool) -> None:
@@ -257,7 +269,7 @@ def status(out: Path, form: str, debug: bool) -> None:
     from plait.keeping import status as look
 
     found = look(out)
-    click.echo(json.dumps(found.to_dict(), indent=1) if form == "json" else "\n".join(found.sentences()))
+    click.echo(json.dumps(found.to_dict(), indent=1) if form == "json" else "\n".join(map(printable, found.sentences())))
 
 
 @main.command(epilog=_VERIFY_EXAMPLES)
@@ -279,12 +291,16 @@ def verify(out: Path, against: Path | None, blocks: int, seed: int, **machine: A
     from plait.progress import ByteBar
 
     options = _options(machine)
-    with ByteBar(Console(stderr=True, highlight=False), f"verify {out.name}") as bar:
+    with ByteBar(Console(stderr=True, highlight=False), f"verify {printable(out.name)}") as bar:
         found = check(out, against, options=options, blocks=blocks, seed=seed, started=bar.begin, progress=bar.progress)
-    if against is None:
-        click.echo(f"{out}: {found.tensors} tensors of {size(found.nbytes)} and {found.files} other files are what was written")
-    else:
-        click.echo(f"{out}: {found.blocks} blocks computed again from the inputs have the same bits")
+    where = printable(str(out))
+    if against is not None:
+        click.echo(f"{where}: {found.blocks} blocks computed again from the inputs have the same bits")
+        return
+    click.echo(f"{where}: {found.tensors} tensors of {size(found.nbytes)} and {found.files} other files are what was written")
+    if found.foreign:
+        told = ", ".join(map(printable, found.foreign[:5])) + (", ..." if len(found.foreign) > 5 else "")
+        click.echo(f"beside them, not of this output: {told}")
 
 
 @main.command(epilog=_METHODS_EXAMPLES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -34,6 +35,7 @@ class Status:
         total_bytes: of all tensors and headers of the output; 0 where nothing says it.
         working: folder of unfinished work.
         whole: whether a whole output of plait is at the destination, perhaps beside unfinished work that is to replace it.
+        old: where the old output lies that a killed run was about to replace.
     """
 
     path: str
@@ -44,6 +46,7 @@ class Status:
     total_bytes: int = 0
     working: str = ""
     whole: bool = False
+    old: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -55,12 +58,19 @@ class Status:
         done = f"{size(self.done_bytes)} of {size(self.total_bytes)}" if self.total_bytes else f"{size(self.done_bytes)}"
         if self.state == "running":
             return [f"{self.path}: running{of}; {done} are on the disk for good"]
+        if self.state == "interrupted" and self.old:
+            return [f"{self.path}: interrupted while its old output was replaced; that lies whole in {self.old}, and the next merge puts it back first"]
         if self.state == "interrupted":
-            again = f"`plait merge {self.recipe} {self.path}`" if self.recipe else "the same command"
-            told = [f"{self.path}: interrupted at {done}{of}", f"{again} continues, --restart begins anew, `rm -r {self.working}` drops it"]
+            again = f"`plait merge {shlex.quote(self.recipe)} {shlex.quote(self.path)}`" if self.recipe else "the same command"
+            drops = f"`rm -r {shlex.quote(self.working)}` drops it"
+            if not self.done_bytes:
+                told = [f"{self.path}: interrupted before anything was finished{of}", f"{again} begins anew, {drops}"]
+            else:
+                told = [f"{self.path}: interrupted at {done}{of}", f"{again} continues, --restart begins anew, {drops}"]
             return told + (["an older whole output is at the destination"] if self.whole else [])
         if self.state == "whole":
-            return [f"{self.path}: whole, {size(self.total_bytes)}{of}; `plait verify {self.path}` reads it again"]
+            told = [f"{self.path}: whole, {size(self.total_bytes)}{of}; `plait verify {shlex.quote(self.path)}` reads it again"]
+            return told + ([f"`rm -r {shlex.quote(self.working)}` drops what a killed run left beside it"] if self.working else [])
         if self.state == "other":
             return [f"{self.path}: not written by plait, or written without a manifest"]
         return [f"{self.path}: nothing is there"]
@@ -79,11 +89,14 @@ def status(out: str | Path) -> Status:
         total = sum(shard[1] for shard in head.get("shards", []))
         state = "running" if running else "interrupted"
         return Status(here, state, str(head.get("title", "")), str(head.get("source", "")), done, total, str(working), finished)
+    old = old_folder(destination)
+    left = str(working) if os.path.lexists(working) else ""
     if finished:
         total = sum(int(shard["bytes"]) for shard in made["shards"])
-        return Status(here, "whole", str(made.get("title", "")), str(made.get("source", "")), total, total, whole=True)
-    if old_folder(destination).is_dir() and not destination.exists():
-        return Status(here, "interrupted", working=str(old_folder(destination)))
+        beside = left or (str(old) if os.path.lexists(old) else "")
+        return Status(here, "whole", str(made.get("title", "")), str(made.get("source", "")), total, total, working=beside, whole=True)
+    if not destination.exists() and (left or old.is_dir()):
+        return Status(here, "interrupted", working=left, old=str(old) if old.is_dir() else "")
     occupied = os.path.lexists(destination) and not (destination.is_dir() and not any(destination.iterdir()))
     return Status(here, "other" if occupied else "nothing")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from plait.engine.events import Report
+from plait.planner.header_text import printable
 from plait.planner.schedule import size
 
 _MOST_LINES = 20
@@ -14,7 +15,7 @@ def sentences(out: Path, report: Report) -> list[str]:
     """What was written and read, how fast, and whatever else the user should know of the run."""
     resumed = f"{size(report.bytes_resumed)} were there from an interrupted run and stayed as they were"
     rate = (report.bytes_read + report.bytes_written) / max(report.seconds, 1e-9)
-    done = f"{out}: {size(report.bytes_written)} written, {size(report.bytes_read)} read in {report.seconds:.1f} s ({size(rate)}/s)"
+    done = f"{printable(str(out))}: {size(report.bytes_written)} written, {size(report.bytes_read)} read in {report.seconds:.1f} s ({size(rate)}/s)"
     again = f"{report.gpu_retries} tasks that a GPU had no memory for were done again; a smaller --gpu-memory plans for less there"
     return [*([resumed] if report.bytes_resumed else []), done, *nonfinite_lines(report), *([again] if report.gpu_retries else [])]
 
@@ -27,8 +28,3 @@ def nonfinite_lines(report: Report) -> list[str]:
         lines.append(f"not finite in the output: {count} values of {printable(name)}{more}")
     rest = len(lines) - _MOST_LINES
     return [*lines[:_MOST_LINES], f"and {rest} more tensors; plait.json lists all"] if rest > 0 else lines
-
-
-def printable(text: str) -> str:
-    """Text from a file with what a terminal would obey shown as escapes; no more of it than anybody reads."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:10_000]) + ("..." if len(text) > 10_000 else "")

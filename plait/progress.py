@@ -27,7 +27,7 @@ class ByteBar:
 
     def __init__(self, console: Console, title: str = "") -> None:
         self._title, self._lock = title, threading.Lock()
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task: TaskID | None = None
         self._pending, self._shown = 0, 0.0

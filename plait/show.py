@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from plait.ops.method import Method, Param
-from plait.outcome import printable
+from plait.planner.header_text import printable
 from plait.planner.schedule import size
 from plait.planner.types import Checkpoint
 

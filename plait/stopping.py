@@ -37,7 +37,8 @@ def stopped_by_signals() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, hear) for number in _SIGNALS}
+    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # whoever ignores one, as nohup does, means it
+    before = {number: signal.signal(number, hear) for number in heard}
     try:
         yield stop
     except Stopped as error:

@@ -247,4 +247,4 @@ def _public(label: str) -> str:
     """A model's label without the folders of the machine it was merged on."""
     if label.startswith(("/", "~", "./", "../")):
         label = os.path.basename(os.path.normpath(label))
-    return " ".join(label.replace("`", "'").split())
+    return " ".join(label.encode("utf-8", "backslashreplace").decode().replace("`", "'").split())

@@ -19,6 +19,11 @@ def shown(name: object, limit: int = 120) -> str:
     return ascii(text) if len(text) <= limit else f"{text[:limit]!a}... ({len(text)} characters)"
 
 
+def printable(text: str, limit: int = 10_000) -> str:
+    """Text with what a terminal would obey shown as escapes; no more of it than anybody reads."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:limit]) + ("..." if len(text) > limit else "")
+
+
 def decoded(raw: bytes) -> Any:
     """The JSON value of a header.
 
@@ -26,8 +31,8 @@ def decoded(raw: bytes) -> Any:
         Malformed: a name comes twice, or a number is no whole number of 64 bits.
     """
     text = raw.decode("utf-8")
-    # Checking every number in Python is slow: only where the text has one too long for 64 bits.
-    parse_int = _integer if b"0" * (_MAX_DIGITS + 1) in raw.translate(_DIGITS_TO_ZERO) else None
+    # Checking every number in Python is slow: only where the text may have one too long for 64 bits, or a minus zero.
+    parse_int = _integer if b"-0" in raw or b"0" * (_MAX_DIGITS + 1) in raw.translate(_DIGITS_TO_ZERO) else None
     value = json.loads(text, parse_int=parse_int, parse_float=_no_float, parse_constant=_no_float)
     # Checking every object for names that come twice is slow, too. Each pair of the text takes a colon of its own: where the value
     # holds as many pairs as the text has colons, no pair can have replaced another.
@@ -55,6 +60,8 @@ def unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _integer(text: str) -> int:
     if len(text) > _MAX_DIGITS:
         raise Malformed(f"holds the number {text[:_MAX_DIGITS]}..., which overflows 64 bits")
+    if text == "-0":  # equal to 0 in Python, and no whole number to other readers
+        _no_float(text)
     return int(text)
 
 

@@ -116,6 +116,7 @@ HEADERS = {
     "shape of a thousand dimensions": Case(_header({"a": entry(0, 1, shape=[1] * 1000)}, b"1"), "shape"),
     "huge product": Case(_header({"a": entry(0, 1, shape=[2**62] * 64)}, b"1"), "overflows"),
     "NaN": Case(_header(b'{"a":{"dtype":"U8","shape":[NaN],"data_offsets":[0,1]}}', b"1"), "'NaN' where only whole numbers"),
+    "minus zero": Case(_header(b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[-0,1]}}', b"1"), "'-0' where only whole numbers"),
     "Infinity": Case(_header(b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,-Infinity]}}', b"1"), "where only whole numbers"),
     "number of a million digits": Case(_header(b'{"a":{"dtype":"U8","shape":[' + b"9" * MEGABYTE + b'],"data_offsets":[0,1]}}', b"1"), "overflows 64 bits"),
     "nesting, dense": Case(_header(b'{"a":' + b"[" * MEGABYTE + b"]" * MEGABYTE + b"}"), "not a list of tensors"),

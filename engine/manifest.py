@@ -53,6 +53,11 @@ def manifest(identity: Mapping[str, Any], layout: Layout, entries: Entries, side
     rows = tensor_sums(layout, entries)
     lines = ",\n  ".join([f"{json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()])
     text = (json.dumps(head, indent=1, ensure_ascii=False).removesuffix("\n}") + ',\n "tensors": {\n  ' + lines + "\n }").encode()
+    return signed(text)
+
+
+def signed(text: bytes) -> bytes:
+    """A manifest but for its closing brace, with the checksum of itself behind it."""
     return text + _SUM + _blake(text).encode() + b'"\n}\n'
 
 
@@ -126,8 +131,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _unchanged(path: Path) -> bool:
     """Whether the manifest ends in the checksum of what is before it."""
-    text, _, rest = path.read_bytes().rpartition(_SUM)
-    return rest == _blake(text).encode() + b'"\n}\n'
+    whole = path.read_bytes()
+    return whole == signed(whole.rpartition(_SUM)[0])
 
 
 def _sound(found: dict[str, Any]) -> bool:

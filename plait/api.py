@@ -19,7 +19,7 @@ from plait.engine.machine import available_memory, cores, gpu_memory
 from plait.engine.ratefile import load_rates
 from plait.models import Model, left_out, output_specs
 from plait.ops.dtypes import BY_CODE, BY_NAME, RECIPE_FLOATS
-from plait.ops.errors import CheckpointError, PlaitError, PlanError, ResumeError
+from plait.ops.errors import CheckpointError, KernelError, PlaitError, PlanError, ResumeError
 from plait.planner.assemble import assemble
 from plait.planner.checkpoint import open_checkpoint, resolve_model
 from plait.planner.collector import collector_paused
@@ -118,7 +118,13 @@ def merge(
     begun = time.perf_counter()
     options = _options(options, memory)
     planned, sides, inputs = _plan_recipe(recipe, options)
-    return run_plan(planned, out, sides, inputs, events, begun, options, source=str(recipe), stop=stop)
+    try:
+        return run_plan(planned, out, sides, inputs, events, begun, options, source=str(recipe), stop=stop)
+    except KernelError as error:
+        with suppress(PlaitError):  # the recipe itself may be gone by now
+            error.message = f"{load_recipe(recipe).mark}: {planned.title}: {error.message}"
+            error.args = (error.message,)
+        raise
 
 
 def plan_model(model: Model, options: Options | None = None, *, memory: str | int | None = None, dtype: str | None = None) -> Plan:

@@ -75,3 +75,33 @@ def test_somebody_elses(tmp_path: Path):
     (tmp_path / "mine" / "x").write_text("")
     assert status(tmp_path / "mine").state == "other"
     assert status(tmp_path / "mine" / "x").state == "other"
+
+
+def test_what_kills_leave(tmp_path: Path):
+    """A run killed before anything was durable, one killed between exchanging and removing the old output, and one between two renames."""
+    out, partial, old = tmp_path / "out", tmp_path / ".out.plait-partial", tmp_path / ".out.plait-old"
+    partial.mkdir()
+    lines = said(out).splitlines()
+    assert lines[0] == f"{out}: interrupted before anything was finished"
+    assert lines[1] == f"the same command begins anew, `rm -r {partial}` drops it"
+    models = tiny.write_set(tmp_path / "models", experts=1)
+    (tmp_path / "r.yml").write_text(tiny.recipes(models)["passthrough"])
+    plait.merge(tmp_path / "r.yml", out, memory="256MiB")
+    partial.mkdir()
+    assert said(out).splitlines()[1] == f"`rm -r {partial}` drops what a killed run left beside it"
+    partial.rmdir()
+    out.rename(old)
+    assert said(out) == f"{out}: interrupted while its old output was replaced; that lies whole in {old}, and the next merge puts it back first\n"
+    assert "rm" not in said(out)
+
+
+def test_odd_paths(tmp_path: Path):
+    """Whatever a path holds, what is said of it can be printed, and a shell can take the advice as it stands."""
+    out = tmp_path / "a b\n\x1b[31m"
+    (tmp_path / f".{out.name}.plait-partial").mkdir()
+    lines = said(out).splitlines()
+    assert len(lines) == 2
+    assert all(line.isprintable() for line in lines)
+    assert "a b\\n\\x1b[31m" in lines[0]
+    assert "`rm -r '" in lines[1]
+    assert CliRunner().invoke(main, ["status", "/"]).exit_code == 2

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import kill_loop
 import numpy as np
@@ -16,9 +17,10 @@ from safetensors.torch import load_file
 
 import plait
 from plait.cli import main
+from plait.engine.manifest import signed
 from plait.keeping import verify
 from plait.ops.errors import CheckpointError, VerifyError
-from support import tiny
+from support import faults, tiny
 
 
 @pytest.fixture(scope="module")
@@ -128,14 +130,59 @@ def test_folders_without_or_with_odd_manifests(made: Callable[..., tuple[Path, P
         lambda m: m["tensors"]["model.embed_tokens.weight"].update(block=1),
         lambda m: m["tensors"].update(x=[]),
     ):
-        bad = json.loads(json.dumps(good))
-        change(bad)
-        path.write_text(json.dumps(bad))
-        with pytest.raises(CheckpointError, match=r"plait\.json"):
+        forge(path, good, change)
+        with pytest.raises(CheckpointError, match=r"plait\.json (is of format|has no|describes files as plait does not)"):
             verify(out)
+    for lie in (
+        lambda m: m["tensors"].clear(),
+        lambda m: m["tensors"].pop("model.norm.weight"),
+        lambda m: m["tensors"].update(more=m["tensors"]["model.norm.weight"]),
+        lambda m: m["tensors"]["model.norm.weight"].update(offset=0),
+        lambda m: m["tensors"]["model.embed_tokens.weight"].update(bytes=1 << 20),
+    ):
+        forge(path, good, lie)
+        with pytest.raises(VerifyError, match=r"model\.safetensors holds other tensors than plait\.json says"):
+            verify(out)
+    forge(path, good, lambda m: None)
+    verify(out)
+    path.write_text(path.read_text().replace(f'"seconds": {good["measured"]["seconds"]}', '"seconds": 0.1'))
+    with pytest.raises(CheckpointError, match="is not as it was written: its own checksum differs"):
+        verify(out)
     path.write_text(path.read_text()[:-30])
     with pytest.raises(CheckpointError, match="not valid JSON"):
         verify(out)
+
+
+def test_what_somebody_put_there(made: Callable[..., tuple[Path, Path]]):
+    """Files that a loader may take for the model fail the check, under whatever name; others are told."""
+    _, out = made("linear")
+    for name in ("other.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "x\n.pt"):
+        (out / name).write_bytes(b"{}")
+        with pytest.raises(VerifyError, match="is not of this output") as caught:
+            verify(out)
+        assert caught.value.message.isprintable()
+        (out / name).unlink()
+    (out / "notes\x1b.txt").write_text("mine")
+    assert verify(out).foreign == ("notes\x1b.txt",)
+    said = CliRunner().invoke(main, ["verify", str(out)]).stdout.splitlines()
+    assert said[1] == "beside them, not of this output: notes\\x1b.txt"
+
+
+def test_an_input_that_shrank_is_not_what_the_output_came_from(made: Callable[..., tuple[Path, Path]], models: list[Path]):
+    """Copied tensors are compared to their last byte, in however small pieces the system delivers them."""
+    path, out = made("passthrough")
+    raw = bytearray((out / "model.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (out / "model.safetensors").write_bytes(raw)
+    with faults.injected("short reads"), pytest.raises(VerifyError, match=r"of 4 blocks computed again 1 differ"):
+        verify(out, path, options=plait.Options(memory="256MiB"))
+
+
+def forge(path: Path, good: dict[str, Any], change: Callable[[dict[str, Any]], object]) -> None:
+    """A manifest with a change, and the right checksum of itself."""
+    bad = json.loads(json.dumps({k: v for k, v in good.items() if k != "sum"}))
+    change(bad)
+    path.write_bytes(signed(json.dumps(bad).encode()[:-1]))
 
 
 def test_command(made: Callable[..., tuple[Path, Path]]):

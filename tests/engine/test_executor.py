@@ -85,6 +85,7 @@ def test_failure_of_any_read_or_write(name: str, recipe: Callable[[str], Path], 
             tiny.bounded(lambda: plait.merge(path, out, TWO))
         assert caught.value.facts["tensor"] in names
         assert str(caught.value.facts["tensor"]) in caught.value.message
+        assert re.match(rf"{re.escape(str(path))}:\d+:\d+: [a-z]+: merging tensor", caught.value.message), "recipe line, method, tensor"
         assert caught.value.exit_status == 1
         assert isinstance(caught.value.__cause__, RuntimeError)
         kept = caught.value.facts.get("kept")

@@ -47,6 +47,16 @@ STEPS = (
     ("engine.writer", "OutputFolder._close", 1),
     ("engine.publish", "DestinationLock.release", 1),
 )
+#: The same for merges that replace an old output, by an exchange of names or by two renames.
+REPLACING = (
+    ("engine.writer", "replace_folder", 1),
+    ("engine.publish", "exchange", 1),
+    *(("engine.publish", "os.rename", n) for n in (1, 2, 3, 4)),
+    ("engine.publish", "sync_folder", 3),
+    ("engine.publish", "remove_working", 1),
+    ("engine.publish", "shutil.rmtree", 1),
+    ("engine.writer", "OutputFolder._close", 1),
+)
 CHILD = """
 import importlib, os, sys, time
 from plait.engine import commits, shardfile
@@ -56,6 +66,9 @@ def slowly(*args):
     time.sleep({delay})
     write(*args)
 shardfile.ShardFile.write = slowly
+from plait.engine import publish
+if {aside}:
+    publish.exchange = lambda one, other: False
 module, name, left = {step!r}
 if left:
     home = importlib.import_module("plait." + module)
@@ -101,9 +114,32 @@ class Loop:
         return self.expected[name]
 
     def one(self, number: int) -> None:
-        """Kill one merge, perhaps once more while it is continued, and finish it."""
+        """One merge that is killed: into a new folder or, every third, over an old output."""
+        if number % 3 == 2:
+            self.replacing(number)
+        else:
+            self.fresh(number)
+
+    def replacing(self, number: int) -> None:
+        """Kill a merge over an old output: that one or the new one is there whole at every instant, and then the same command ends well."""
+        name, other = self.draw.sample(METHODS, 2)
+        old, new, out = self.reference(other), self.reference(name), self.folder / "out"
+        shutil.copytree(self.folder / f"good-{other}", out)
+        step = REPLACING[number // 6 % len(REPLACING)] if number % 2 else ("", "", 0)
+        self.killed(name, out, step, "--overwrite")
+        aside = self.folder / ".out.plait-old"
+        there = out if out.exists() else aside  # between two renames
+        verify(there)
+        held = (there / "model.safetensors").read_bytes()
+        assert held in (old, new) if there is out else held == old
+        self.seen["old was put aside" if there is aside else "new was in place" if held == new else "old was in place"] += 1
+        plait.merge(self.recipes[name], out, plait.Options(memory=self.draw.choice(BUDGETS), workers=self.draw.choice(WORKERS), overwrite=True))
+        self.finished(name, out)
+
+    def fresh(self, number: int) -> None:
+        """Kill a merge into a new folder, perhaps once more while it is continued, and finish it."""
         name, out = self.draw.choice(METHODS), self.folder / "out"
-        expected = self.reference(name)
+        self.reference(name)
         step = STEPS[number // 2 % len(STEPS)] if number % 2 else ("", "", 0)
         for again in range(self.draw.choice((1, 1, 2))):
             self.killed(name, out, step if not again else ("", "", 0))
@@ -117,16 +153,20 @@ class Loop:
             report = plait.merge(self.recipes[name], out, options)
             self.seen["continued"] += report.bytes_resumed > 0
             assert report.bytes_resumed + report.bytes_written == sum(2 * a * (b or [1])[0] for a, *b in SHAPES.values())
-        assert (out / "model.safetensors").read_bytes() == expected, f"{name}: other bytes than an undisturbed run"
+        self.finished(name, out)
+
+    def finished(self, name: str, out: Path) -> None:
+        """An output is what an undisturbed run gives, and nothing else is left."""
+        assert (out / "model.safetensors").read_bytes() == self.expected[name], f"{name}: other bytes than an undisturbed run"
         verify(out)
         left = {p for p in tiny.leftovers(out) if p != "out"} - {".out.plait-lock"}
         assert not left, left
         shutil.rmtree(out)
 
-    def killed(self, name: str, out: Path, step: tuple[str, str, int]) -> None:
+    def killed(self, name: str, out: Path, step: tuple[str, str, int], *more: str) -> None:
         """One process, killed by itself at a step or by us at a random moment."""
-        script = CHILD.format(step=step, delay=self.draw.choice((0.01, 0.03, 0.08)))
-        options = ["--memory", self.draw.choice(BUDGETS), "--workers", str(self.draw.choice(WORKERS)), "--quiet"]
+        script = CHILD.format(step=step, delay=self.draw.choice((0.01, 0.03, 0.08)), aside=self.draw.random() < 0.5)
+        options = ["--memory", self.draw.choice(BUDGETS), "--workers", str(self.draw.choice(WORKERS)), "--quiet", *more]
         command = [sys.executable, "-c", script, "merge", str(self.recipes[name]), str(out), *options]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             assert process.stdout is not None
@@ -139,6 +179,7 @@ class Loop:
             ended = process.wait(60)
         assert ended in (0, -signal.SIGKILL), said
         self.seen["killed"] += ended != 0
+        self.seen[f"{name} killed"] += ended != 0
 
 
 def run(folder: Path, count: int, seed: int) -> Counter[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -255,6 +256,38 @@ def test_output_below_a_file(recipe: Path, tmp_path: Path):
     """A parent that is a file is said, not stumbled over."""
     (tmp_path / "file").write_text("")
     refused(recipe, tmp_path / "file" / "out", "file", "choose another folder|give a new folder")
+
+
+@pytest.mark.parametrize("name", ["with blanks", "new\nline", "\x1b[31mred", "模型", os.fsdecode(b"\xff\xfe"), "[red]markup[/]", "-dash", "it's"])
+def test_odd_names_of_the_output(name: str, recipe: Path, tmp_path: Path):
+    """Any name that the system takes works, and what is said of it is printable, on its own line."""
+    out = tmp_path / name
+    done = plait(["merge", "--memory", "256MiB", "--", str(recipe), str(out)])
+    assert done.exit_code == 0, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.rstrip("\n").isprintable()
+    assert plait(["verify", str(out)]).exit_code == 0
+    again = plait(["merge", "--memory", "256MiB", "--", str(recipe), str(out)])
+    assert again.exit_code == 2
+    assert len(again.stderr.splitlines()) == 1
+    assert again.stderr.rstrip("\n").isprintable()
+
+
+def test_paths_that_are_no_text(models: list[Path], tmp_path: Path):
+    """Folders and recipes whose names are no UTF-8 are read, written into the manifest as escapes, and compared when a run is continued."""
+    home = tmp_path / os.fsdecode(b"\xffhome")
+    models[0].parent.rename(home)
+    (home / os.fsdecode(b"\xfe.yml")).write_text(tiny.recipe("ties", [Path("expert1")], base=Path("base"), each=HALF))
+    assert plait(["merge", str(home / os.fsdecode(b"\xfe.yml")), str(tmp_path / "out"), "--memory", "256MiB"]).exit_code == 0
+    assert plait(["verify", str(tmp_path / "out")]).exit_code == 0
+    assert "\\udcffhome/base/model.safetensors" in json.loads((tmp_path / "out" / "plait.json").read_text())["files"][0][0]
+    assert plait(["status", str(tmp_path / "out")]).stdout.isascii()
+
+
+@pytest.mark.parametrize("out", ["/", "//", "/..", "."])
+def test_folders_that_cannot_be_replaced(out: str, recipe: Path):
+    """The root of all folders has nothing beside it."""
+    refused(recipe, Path(out), "cannot be replaced|contains the input model")
 
 
 # -- other commands ---------------------------------------------------------------------------------

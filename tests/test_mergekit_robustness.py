@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 
 from plait.cli import main
-from support import hostile, tiny
+from support import faults, hostile, tiny
 from support.stored import read_folder
 
 Values = dict[str, NDArray[np.float32]]
@@ -192,3 +192,48 @@ def test_square_tensor_transposed(models: list[Path]) -> None:
     again(models[0], lambda values: values.update(square=square))
     again(models[1], lambda values: values.update(square=np.ascontiguousarray(square.T)))
     np.testing.assert_array_equal(merged(models, linear(models))["square"].value, (square + square.T) / 2)
+
+
+@pytest.mark.parametrize("flag", [(), ("--overwrite",), ("--restart",)])
+def test_output_is_an_input(flag: tuple[str, ...], models: list[Path]) -> None:
+    """mergekit: overwrites the input model, whose weights are lost. Here refused, whatever is asked for, and not a byte is touched."""
+    recipe, before = models[0].parents[1] / "recipe.yml", {p: p.read_bytes() for p in models[0].iterdir()}
+    recipe.write_text(linear(models))
+    for out in (models[0], models[0] / ".", models[0] / "inner", models[0].parent):
+        done = plait("merge", str(recipe), str(out), "--memory", "256MiB", *flag)
+        assert done.exit_code == 2
+        (line,) = done.stderr.splitlines()
+        assert "the input model" in line
+        assert "must not be written to; give a new folder" in line
+    assert {p: p.read_bytes() for p in models[0].iterdir()} == before
+
+
+def test_stale_files_in_the_output_folder(models: list[Path]) -> None:
+    """mergekit: left beside the new file, and the old index loads the old model. Here refused, or with --overwrite gone when the new model is there."""
+    recipe, out = models[0].parents[1] / "recipe.yml", models[0].parents[1] / "out"
+    recipe.write_text(linear(models))
+    rng = np.random.default_rng(1)
+    tiny.write_model(out, {name: rng.standard_normal(shape).astype(np.float32) for name, shape in tiny.SHAPES.items()}, shards=2)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    done = plait("merge", str(recipe), str(out), "--memory", "256MiB")
+    assert done.exit_code == 2
+    assert "is not empty; give a new folder, or --overwrite to replace the checkpoint there" in done.stderr
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    done = plait("merge", str(recipe), str(out), "--memory", "256MiB", "--overwrite")
+    assert done.exit_code == 0, done.output
+    assert [p.name for p in out.iterdir() if "safetensors" in p.name] == ["model.safetensors"]
+    assert plait("verify", str(out)).exit_code == 0
+
+
+def test_disk_full(models: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """mergekit: found when it writes, and an empty folder is left. Here before anything is computed; `tests/test_real_disks.py` mounts small disks."""
+    recipe, out = models[0].parents[1] / "recipe.yml", models[0].parents[1] / "out"
+    recipe.write_text(linear(models))
+    monkeypatch.setattr("plait.engine.executor.execute", lambda *args: pytest.fail("something was computed"))
+    with faults.injected("a full disk at the beginning") as counter:
+        done = plait("merge", str(recipe), str(out), "--memory", "256MiB")
+    assert counter.failed == 1
+    assert done.exit_code == 2
+    (line,) = done.stderr.splitlines()
+    assert "(No space left on device); free some space and run again" in line
+    assert tiny.leftovers(out) == []

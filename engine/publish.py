@@ -5,13 +5,14 @@
         shard-00001.partial      data files, under names that no loader takes for a checkpoint
         .plait-journal           what of them is on the disk for good (engine/journal.py)
     .out.plait-lock          held with flock while a run lasts; the kernel drops it when the run dies
-    .out.plait-old           what was replaced, until it is removed
+    .out.plait-old           what is being replaced, where names cannot be exchanged
 
 Publication: fsync of the data, side files, shards get their names, index last, fsync of the folder,
 one rename onto the destination, fsync of its parent, and the journal goes. A kill at any instant leaves
 the destination as it was or whole; what was finished is taken up by the next run.
 
-An old destination is replaced by exchanging the two names in one step (`renameat2` with RENAME_EXCHANGE), after which the old one is removed.
+An old destination is replaced by exchanging the two names in one step (`renameat2` with RENAME_EXCHANGE), after which the old one, now under the
+working name, is removed.
 Where the system or the filesystem cannot exchange, the old one is renamed aside and the new one put in its place: a kill between the two leaves
 the destination absent and the old one whole under `.out.plait-old`, and the next run puts it back first.
 """
@@ -230,16 +231,13 @@ def place_folder(working: Path, destination: Path) -> None:
         os.rename(working, destination)
     except OSError as error:
         raise _not_placed(error, working, destination) from error
-    sync_folder(destination.parent)
 
 
 def replace_folder(working: Path, destination: Path) -> None:
-    """Put the output in the place of the folder that is there, and remove that one."""
+    """Put the output in the place of the folder that is there, which `drop_replaced` removes."""
     old = old_folder(destination)
     try:
-        if exchange(working, destination):
-            os.rename(working, old)
-        else:
+        if not exchange(working, destination):
             os.rename(destination, old)
             try:
                 os.rename(working, destination)
@@ -248,8 +246,16 @@ def replace_folder(working: Path, destination: Path) -> None:
                 raise
     except OSError as error:
         raise _not_placed(error, working, destination) from error
-    sync_folder(destination.parent)
-    remove_working(old)
+
+
+def drop_replaced(working: Path, destination: Path) -> None:
+    """Remove the folder that was replaced, under the working name: under its own only a whole one may ever be found."""
+    old = old_folder(destination)
+    with output_errors(old, "remove the old output"):
+        if os.path.lexists(old):
+            remove_working(working)
+            os.rename(old, working)
+    remove_working(working)
 
 
 def recover_old(destination: Path) -> None:
@@ -257,7 +263,7 @@ def recover_old(destination: Path) -> None:
     old = old_folder(destination)
     if os.path.lexists(old):
         if os.path.lexists(destination):
-            remove_working(old)
+            drop_replaced(working_folder(destination), destination)
         else:
             with output_errors(old, "put the old output back"):
                 os.rename(old, destination)

@@ -28,6 +28,7 @@ from plait.engine.partial import Partial, partial_name
 from plait.engine.publish import (
     DestinationLock,
     check_destination,
+    drop_replaced,
     finish_folder,
     output_error,
     output_errors,
@@ -219,7 +220,21 @@ class OutputFolder:
         replaced = self._overwrite and self.destination.is_dir() and any(self.destination.iterdir())
         (replace_folder if replaced else place_folder)(self.working, self.destination)
         self._published = True
-        self.abandon()
+        try:
+            self._make_sure(replaced)
+        finally:
+            self.abandon()
+
+    def _make_sure(self, replaced: bool) -> None:
+        """The output is in place: make its name durable, and only then remove what it replaced."""
+        try:
+            sync_folder(self.destination.parent)
+        except OutputError as error:
+            why = f"{self.destination} is in place and whole, but its name may not outlive a power failure ({error.message})"
+            raise OutputError(f"{why}; check the disk, then `plait verify` it", path=str(self.destination)) from error
+        if replaced:
+            with suppress(OutputError):  # it is no part of the output, and `plait status` names it
+                drop_replaced(self.working, self.destination)
 
     def _manifest(self, sides: Sequence[SideFile], facts: Mapping[str, Any]) -> Iterator[SideFile]:
         """The manifest, made when the files that it names lie in the folder."""

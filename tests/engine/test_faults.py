@@ -47,18 +47,20 @@ def good(recipes: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 def failed(recipe: Path, out: Path, fault: str, at: int, times: int) -> bool:
     """Run a merge under a fault; whether it ended with the error that the fault says. Whatever is at the destination then is whole."""
-    ended = False
+    ended, caught = False, PlaitError("")
     with faults.injected(fault, at, times) as counter:
         try:
             plait.merge(recipe, out, OPTIONS)
         except PlaitError as error:
-            ended = True
+            ended, caught = True, error
             says, said = faults.FAULTS[fault].says, error.message
     if ended:
         assert counter.failed, said
         assert says, f"this fault should pass unnoticed: {said}"
         assert re.search(says, said), said
         assert "\n" not in said
+        assert ("kept" in caught.facts) == (out.parent / f".{out.name}.plait-partial").exists(), said
+        assert not ("kept" in caught.facts and out.exists()), "nothing is left to be continued"
     if out.exists():
         verify(out)
     return ended
@@ -77,7 +79,7 @@ def every(recipe: Path, good: bytes, folder: Path, fault: str, most: int) -> int
                 plait.merge(recipe, out, OPTIONS)
             assert (out / "model.safetensors").read_bytes() == good, f"{fault} at call {at}"
             verify(out)
-            assert tiny.leftovers(out) == [out.name]
+            assert set(tiny.leftovers(out)) - {f".{out.name}.plait-lock"} == {out.name}  # a file that nobody holds locks nobody out
             shutil.rmtree(out)
     return ended
 

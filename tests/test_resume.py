@@ -414,7 +414,7 @@ main()
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.3)
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 130
+        assert process.wait(60) == 130
         assert "left at once" in process.stderr.read()
     assert status(out).state == "interrupted"
     report = plait.merge(path, out, TWO)

@@ -13,15 +13,15 @@ import pytest
 from plait.keeping import status, verify
 from support import tiny
 
-#: A merge that says `here` and dwells before it calls the function at `module`, `name`.
+#: A merge that says `here` and waits for its standard input to end before it calls the function at `module`, `name`.
 DWELLING = """
-import importlib, sys, time
+import importlib, sys
 home = importlib.import_module(sys.argv[1])
 real = getattr(home, sys.argv[2])
 def dwelling(*args, **kwargs):
     setattr(home, sys.argv[2], real)
     print("here", flush=True)
-    time.sleep(0.5)
+    sys.stdin.read()
     return real(*args, **kwargs)
 setattr(home, sys.argv[2], dwelling)
 sys.argv[1:3] = []
@@ -40,14 +40,13 @@ def recipe(tmp_path: Path) -> Path:
 def signalled(recipe: Path, where: tuple[str, str], sent: signal.Signals, group: bool = False, **environment: str) -> tuple[int, str]:
     """Exit status and standard error of a merge that got a signal at a place; with `group` its whole process group gets it, as a terminal does."""
     command = [sys.executable, "-c", DWELLING, *where, "merge", str(recipe), str(recipe.parent / "out"), "--memory", "256MiB", "--workers", "2"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True, **pipes) as process:
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True, text=True, **pipes) as process:
         assert process.stdout is not None
-        assert process.stderr is not None
         assert process.stdout.readline() == "here\n"
         (os.killpg if group else os.kill)(process.pid, sent)
-        said = process.stderr.read()
-        return process.wait(60), said
+        _, said = process.communicate()
+        return process.returncode, said
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -81,12 +80,13 @@ def test_an_ignored_signal_stays_ignored(recipe: Path):
     command = [sys.executable, "-c", DWELLING, "plait.engine.executor", "foresee_scopes", "merge", str(recipe), str(recipe.parent / "out"), "-q"]
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
     finally:
         signal.signal(signal.SIGINT, before)
     with process:
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+        process.communicate()
+        assert process.returncode == 0
     verify(recipe.parent / "out")

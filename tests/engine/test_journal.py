@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import random
-import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.engine import checksum, commits, shardfile
+from plait.engine import checksum
 from plait.engine.commits import Commits
-from plait.engine.journal import ENTRY, JOURNAL_NAME, Found, JournalWriter, entry, read_journal, sorted_entries
-from plait.engine.writer import OutputFolder
-from plait.planner.layout import make_layout
-from plait.planner.types import SideFile
+from plait.engine.journal import ENTRY, Found, JournalWriter, entry, read_journal, sorted_entries
 
 HEAD = {"plait": "1", "files": [], "shards": []}
 
@@ -168,159 +161,3 @@ def test_a_failed_commit_is_raised_at_the_next_write():
     with pytest.raises(OSError, match="broken"):
         batches.finish(commit=True)
     assert batches.durable_bytes == 0
-
-
-# -- power loss -------------------------------------------------------------------------------------
-@dataclass
-class Disk:
-    """Records every operation on files below a folder, to play any prefix of them back onto another disk.
-
-    Attributes:
-        home: the folder.
-        log: operations in order: kind, path or file number, arguments.
-    """
-
-    home: Path
-    log: list[tuple[Any, ...]] = field(default_factory=list)
-    files: dict[int, int] = field(default_factory=dict)
-    lock: Any = field(default_factory=threading.RLock)
-
-    def watch(self, patch: pytest.MonkeyPatch) -> None:
-        """Wrap the calls that the engine makes."""
-        real = {name: getattr(os, name) for name in ("open", "close", "pwrite", "fsync", "fdatasync", "rename", "mkdir", "unlink", "ftruncate")}
-
-        def wrapped(name: str, note: Callable[..., Any]) -> None:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                with self.lock:
-                    result = real[name](*args, **kwargs)
-                    note(result, *args)
-                return result
-
-            patch.setattr(os, name, call)
-
-        wrapped("open", self._opened)
-        wrapped("close", lambda result, fd: self.files.pop(fd, None))
-        wrapped("pwrite", lambda count, fd, data, at: self.log.append(("write", self.files[fd], at, bytes(data)[:count])) if fd in self.files else None)
-        wrapped("ftruncate", lambda result, fd, size: self.log.append(("size", self.files[fd], size)) if fd in self.files else None)
-        for name in ("fsync", "fdatasync"):
-            wrapped(name, self._synced)
-        wrapped("rename", lambda result, old, new: self.log.append(("rename", str(old), str(new))))
-        wrapped("mkdir", lambda result, path, *mode: self.log.append(("mkdir", str(path))))
-        wrapped("unlink", lambda result, path: self.log.append(("unlink", str(path))))
-        patch.setattr(shardfile, "_reserve", lambda fd, size: os.ftruncate(fd, size))
-
-    def _opened(self, fd: int, path: Any, flags: int, *mode: Any) -> None:
-        text = os.fspath(path)
-        if isinstance(text, str) and text.startswith(str(self.home)) and not flags & os.O_DIRECTORY and ".plait-lock" not in text:
-            number = os.fstat(fd).st_ino
-            self.files[fd] = number
-            if flags & os.O_CREAT:
-                self.log.append(("create", number, text, bool(flags & os.O_TRUNC)))
-
-    def _synced(self, result: None, fd: int) -> None:
-        if fd in self.files:
-            self.log.append(("sync", self.files[fd]))
-            return
-        path = Path(f"/proc/self/fd/{fd}").resolve()
-        if path.is_dir():
-            self.log.append(("sync folder", str(path)))
-        else:  # a side file, written in one piece
-            number = os.fstat(fd).st_ino
-            self.log += [("create", number, str(path), True), ("write", number, 0, path.read_bytes()), ("sync", number)]
-
-
-def after_power_loss(log: list[tuple[Any, ...]], home: Path, new: Path, how: str, draw: random.Random) -> None:
-    """What a disk holds that lost its power after the last operation of `log`.
-
-    Args:
-        log: operations.
-        home: where they happened.
-        new: where the disk's contents are put.
-        how: what becomes of writes that were not flushed: `lost`, `kept`, or `mixed` by halves and sectors.
-        draw: decides the latter.
-    """
-    content: dict[int, bytearray] = {}
-    synced = {}
-    names: dict[str, int | None] = {str(home): None}
-    for index, (kind, *args) in enumerate(log):
-        if kind == "sync":
-            synced[args[0]] = index
-    last_folder_sync = max((i for i, (kind, *_) in enumerate(log) if kind == "sync folder"), default=-1)
-    for index, (kind, *args) in enumerate(log):
-        unflushed = kind in ("write", "size") and index > synced.get(args[0], -1)
-        if kind in ("create", "rename", "mkdir", "unlink") and index > last_folder_sync and how == "lost":
-            continue  # names that no folder's flush made sure of
-        if kind == "create":
-            content.setdefault(args[0], bytearray())
-            names[args[1]] = args[0]
-        elif kind == "mkdir":
-            names[args[0]] = None
-        elif kind == "unlink":
-            names.pop(args[0], None)
-        elif kind == "rename":
-            old, target = args
-            for name in [n for n in names if n == target or n.startswith(target + "/")]:
-                del names[name]
-            for name in [n for n in names if n == old or n.startswith(old + "/")]:
-                names[target + name[len(old) :]] = names.pop(name)
-        elif kind == "size":
-            if not unflushed or how != "lost":
-                data = content.setdefault(args[0], bytearray())
-                data.extend(bytes(max(0, args[1] - len(data))))
-        elif kind == "write" and (not unflushed or how == "kept" or (how == "mixed" and draw.random() < 0.5)):
-            number, at, part = args
-            if unflushed and how == "mixed":
-                part = part[: draw.randrange(len(part) + 1)]
-            data = content.setdefault(number, bytearray())
-            data.extend(bytes(max(0, at + len(part) - len(data))))
-            data[at : at + len(part)] = part
-    for name, number in sorted(names.items()):
-        target = new / os.path.relpath(name, home)
-        if number is None:
-            target.mkdir(parents=True, exist_ok=True)
-        elif target.parent.is_dir():
-            target.write_bytes(bytes(content.get(number, b"")))
-
-
-@pytest.mark.parametrize("how", ["lost", "kept", "mixed"])
-def test_every_prefix_of_the_operations(how: str, tmp_path: Path):
-    """Power fails after any operation of a run: whatever the journal then says is durable is, and the run that continues gives the same bytes."""
-    layout = make_layout([(f"w{i}", "U8", (700,)) for i in range(8)], 3000)
-    data = {name: np.random.default_rng(i).bytes(place.nbytes) for i, (name, place) in enumerate(layout.places.items())}
-    made = {"plait": "1", "fingerprint": "f", "files": [], "shards": [], "layout": 0, "computation": 0, "blocks": [], "libraries": {}, "recipe": ""}
-
-    def fill(out: OutputFolder) -> int:
-        todo = [(n, at) for n, p in layout.places.items() for at in (0, 350) if not out.found.covers(p.shard, p.offset + at, 350)]
-        for name, at in todo:
-            out.write(layout.places[name].shard, layout.places[name].offset + at, memoryview(data[name])[at : at + 350])
-        return len(todo)
-
-    home = tmp_path / "disk"
-    home.mkdir()
-    disk = Disk(home)
-    with pytest.MonkeyPatch.context() as patch:
-        disk.watch(patch)
-        patch.setattr(commits.Commits.__init__, "__defaults__", (0.0, 1000))
-        with OutputFolder(home / "out", layout, identity=lambda: made) as out:
-            fill(out)
-            out.publish([SideFile("config.json", content=b"{}")])
-    good = {p.name: p.read_bytes() for p in (home / "out").iterdir() if p.name.startswith("model")}
-    draw, resumed = random.Random(3), 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda fd: None)
-        patch.setattr(os, "fdatasync", lambda fd: None)
-        for cut in range(len(disk.log) + 1):
-            new = tmp_path / "new"
-            after_power_loss(disk.log[:cut], home, new, how, draw)
-            final = new / "out"
-            if not final.exists():
-                with OutputFolder(final, layout, identity=lambda: made) as out:
-                    for number, found in ((int(e["shard"]), e) for e in read_journal(out.working / JOURNAL_NAME).entries):
-                        first, nbytes = int(found["offset"]), int(found["nbytes"])
-                        piece = (out.working / f"shard-{number + 1:05d}.partial").read_bytes()[first : first + nbytes]
-                        assert checksum.digest(piece) == found["digest"].tobytes(), f"operation {cut}: the journal names bytes that are not there"
-                    resumed += fill(out) < 16
-                    out.publish([SideFile("config.json", content=b"{}")])
-            assert {p.name: p.read_bytes() for p in final.iterdir() if p.name.startswith("model")} == good, f"operation {cut}"
-            shutil.rmtree(new)
-    assert resumed > 10

@@ -12,6 +12,7 @@ import pytest
 
 from plait.engine import checksum, commits, publish
 from plait.engine.journal import JOURNAL_NAME, read_journal
+from plait.engine.publish import working_folder
 from plait.engine.writer import OutputFolder
 from plait.planner.layout import make_layout
 from plait.planner.types import SideFile
@@ -50,11 +51,13 @@ def test_every_prefix_of_the_operations(how: str, tmp_path: Path):
             after_power_loss(disk.log[:cut], home, new, how, draw)
             final = new / "out"
             if not final.exists():
+                told_of, there = read_journal(working_folder(final) / JOURNAL_NAME).entries, working_folder(final)
+                for number, first, nbytes, known in ((int(e["shard"]), int(e["offset"]), int(e["nbytes"]), e["digest"].tobytes()) for e in told_of):
+                    names = (f"shard-{number + 1:05d}.partial", layout.shards[number].name)
+                    piece = next(there / name for name in names if (there / name).exists()).read_bytes()[first : first + nbytes]
+                    assert checksum.digest(piece) == known, f"operation {cut}: the journal names bytes that are not there"
                 with OutputFolder(final, layout, identity=lambda: made) as out:
-                    for number, found in ((int(e["shard"]), e) for e in read_journal(out.working / JOURNAL_NAME).entries):
-                        first, nbytes = int(found["offset"]), int(found["nbytes"])
-                        piece = (out.working / f"shard-{number + 1:05d}.partial").read_bytes()[first : first + nbytes]
-                        assert checksum.digest(piece) == found["digest"].tobytes(), f"operation {cut}: the journal names bytes that are not there"
+                    assert out.found.nbytes == int(told_of["nbytes"].sum()), f"operation {cut}: something durable was not believed"
                     resumed += fill(out) < 16
                     out.publish([SideFile("config.json", content=b"{}")])
             assert {p.name: p.read_bytes() for p in final.iterdir() if p.name.startswith("model")} == good, f"operation {cut}"

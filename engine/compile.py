@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.engine.codegen import Kernel
-from plait.engine.kernelc import DIGEST_BYTES, build, target_machine
+from plait.engine.kernelc import DIGEST_BYTES, NO_ROOM, build, target_machine
 from plait.ops.errors import KernelError, Stopped
 
 
@@ -134,8 +134,11 @@ def _compile(kernels: list[Kernel], processes: int, stop: threading.Event | None
     folder = cache_folder()
     for kernel in kernels:
         partial = folder / f"k_{kernel.key}.{os.getpid()}.source.tmp"
-        partial.write_text(kernel.source)
-        partial.replace(folder / f"k_{kernel.key}.py")
+        try:
+            partial.write_text(kernel.source)
+            partial.replace(folder / f"k_{kernel.key}.py")
+        except OSError as error:
+            raise _no_room(f"{folder}: {error.strerror}") from error
     if compile_here:
         for kernel in kernels:
             try:
@@ -158,6 +161,8 @@ def _compile(kernels: list[Kernel], processes: int, stop: threading.Event | None
             process.wait()
         raise
     for process, text in zip(running, said, strict=True):
+        if process.returncode == NO_ROOM:
+            raise _no_room(text.strip())
         if process.returncode:
             raise _refused(text.strip() or f"the compiler ended with status {process.returncode}")
 
@@ -177,6 +182,10 @@ def _ended(process: subprocess.Popen[str], stop: threading.Event | None) -> str:
         except subprocess.TimeoutExpired:
             if stop is not None and stop.is_set():
                 raise Stopped("the run was stopped before it was finished, while its kernels were compiled") from None
+
+
+def _no_room(why: str) -> KernelError:
+    return KernelError(f"compiled kernels cannot be written ({why}); free some space there, or set PLAIT_CACHE_DIR to another folder")
 
 
 def _refused(why: str) -> KernelError:

@@ -10,6 +10,7 @@ place in the file as well, so a record that is torn, damaged or out of place end
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -78,7 +79,9 @@ def read_journal(path: Path) -> Recovered:
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):  # a link is no journal of ours
+            raise
         return Recovered(None, np.empty(0, ENTRY), 0)
     with open(fd, "rb") as stream:
         raw = stream.read() if stat.S_ISREG(os.fstat(fd).st_mode) else b""

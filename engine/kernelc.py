@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 DIGEST_BYTES = 32
+NO_ROOM = 3  #: exit status where the folder cannot be written
 #: Functions of the C library that generated code may call; anything else would be a reference to Numba's own run time.
 _FROM_LIBC = {"memset", "memcpy", "memmove", "exp", "expf", "log", "logf", "sqrt", "sqrtf", "fmax", "fmin", "pow", "powf", "fmod", "fmodf", "floor", "ceil"}
 #: Borrowed arrays have no owner to tell when the last reference goes, so this is never called; it is there for the linker.
@@ -102,12 +103,15 @@ def _vectorise_many_arrays() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Compile what the command line names; a failure is one line on standard error and status 1."""
+    """Compile what the command line names; a failure is one line on standard error and status 1, or `NO_ROOM`."""
     folder = Path(arguments[0])
     sys.dont_write_bytecode = True
     for key in arguments[1:]:
         try:
             build(folder, key)
+        except OSError as error:
+            print(f"{folder}: {error.strerror}", file=sys.stderr)
+            return NO_ROOM
         except Exception as error:
             print(f"{folder / f'k_{key}.py'}: {type(error).__name__}: {error}", file=sys.stderr)
             return 1

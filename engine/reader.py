@@ -17,11 +17,11 @@ from types import TracebackType
 import numpy as np
 
 from plait.ops.errors import CheckpointError
-from plait.planner.safetensors_header import open_regular
+from plait.planner.safetensors_header import READ_RETRIES_S, open_regular
 from plait.planner.types import FileIdentity, TensorRef
 
 _MOST_PER_CALL = 1 << 30  # below the 2 GiB at which Linux cuts a read short
-_RETRIES_S = (0.01, 0.1, 0.5)  #: waits before a failed read is tried again: network disks and old ones often give on the second try
+_RETRIES_S = READ_RETRIES_S
 
 
 class Reader:

@@ -15,7 +15,7 @@ from plait.engine.identity import identity
 from plait.engine.journal import JOURNAL_NAME, read_journal
 from plait.engine.machine import cores
 from plait.engine.manifest import read_manifest
-from plait.engine.publish import is_locked, old_folder, working_folder
+from plait.engine.publish import is_locked, old_folder, output_errors, working_folder
 from plait.engine.verify import Checked, recompute
 from plait.engine.verify import verify as verify_manifest
 from plait.ops.errors import CheckpointError, VerifyError
@@ -82,7 +82,8 @@ def status(out: str | Path) -> Status:
     working, here = working_folder(destination), str(destination)
     finished, made = _finished(destination)
     running = is_locked(destination)
-    journal = read_journal(working / JOURNAL_NAME) if working.is_dir() and not working.is_symlink() else None
+    with output_errors(working, "look at what is there"):
+        journal = read_journal(working / JOURNAL_NAME) if working.is_dir() and not working.is_symlink() else None
     if running or (journal is not None and journal.entries.size):
         head = (journal.head if journal is not None else None) or {}
         done = int(journal.entries["nbytes"].sum()) if journal is not None else 0

@@ -12,11 +12,13 @@ of the header and by counting what its text can hold (`docs/decisions/0010`).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import os
 import stat
 import sys
+import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +37,9 @@ MAX_HEADER_BYTES = 12_000_000
 MAX_TENSORS = 65_536
 MAX_NAME_CHARACTERS = 1024
 MAX_DIMENSIONS = 64
+
+#: Waits before a failed read is tried again: network disks and old ones often give on the second try.
+READ_RETRIES_S = (0.01, 0.1, 0.5)
 
 _MAX_INT64 = 2**63 - 1
 _METADATA_MARKS = 40_000  # commas, colons or brackets that `__metadata__` may hold in a file of the most tensors
@@ -126,7 +131,7 @@ def _pread(file: str, fd: int, count: int, offset: int) -> bytes:
     parts: list[bytes] = []
     while count:
         try:
-            part = os.pread(fd, count, offset)
+            part = _some(fd, count, offset)
         except OSError as error:
             _refuse(file, f"cannot be read ({error.strerror}); check the disk, or {_DOWNLOAD}")
         if not part:
@@ -135,6 +140,18 @@ def _pread(file: str, fd: int, count: int, offset: int) -> bytes:
         count -= len(part)
         offset += len(part)
     return b"".join(parts)
+
+
+def _some(fd: int, count: int, offset: int) -> bytes:
+    """`os.pread`, tried again a few times when the disk reports an error."""
+    for wait_s in READ_RETRIES_S:
+        try:
+            return os.pread(fd, count, offset)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+        time.sleep(wait_s)
+    return os.pread(fd, count, offset)
 
 
 def _refuse_length(file: str, fd: int, length: int, size: int) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -134,3 +135,20 @@ def test_a_link_to_another_filesystem(recipe: Path, tmp_path: Path, mount: Calla
     assert (tmp_path / "out").is_symlink()
     verify(disk / "real")
     assert os.listdir(disk) == ["real"]
+
+
+@pytest.mark.parametrize("pages", [0, 1])
+def test_no_room_for_compiled_kernels(pages: int, recipe: Path, tmp_path: Path, mount: Callable[..., Path]):
+    """Neither for their sources nor for their code: the folder is named, and how to choose another."""
+    disk = mount("disk", "-t", "tmpfs", "-o", "size=64k", "tmpfs")
+    os.truncate(filled(disk), (16 - pages) * 4096)
+    done = subprocess.run(
+        [sys.executable, "-m", "plait", "merge", str(recipe), str(tmp_path / "out"), "--memory", "256MiB"],
+        env={**os.environ, "PLAIT_CACHE_DIR": str(disk)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "No space left on device); free some space there, or set PLAIT_CACHE_DIR to another folder" in line
+    assert tiny.leftovers(tmp_path / "out") == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from plait.engine import checksum
 from plait.engine.commits import Commits
 from plait.engine.journal import ENTRY, Found, JournalWriter, entry, read_journal, sorted_entries
+from support import tiny
 
 HEAD = {"plait": "1", "files": [], "shards": []}
 
@@ -50,6 +52,15 @@ def test_missing_and_foreign(tmp_path: Path):
         (tmp_path / "j").write_bytes(content)
         found = read_journal(tmp_path / "j")
         assert (found.head, found.entries.size, found.version) == (None, 0, version)
+
+
+def test_what_is_no_file(tmp_path: Path):
+    """A pipe or a link under the journal's name says nothing, and does not keep anybody waiting."""
+    written(tmp_path / "good", packed((0, 0, 10)))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("good")
+    for name in ("pipe", "link"):
+        assert tiny.bounded(lambda name=name: read_journal(tmp_path / name)).head is None
 
 
 def test_every_torn_tail(tmp_path: Path):

@@ -22,6 +22,7 @@ import pytest
 from plait.engine import commits, reader, shardfile
 from plait.engine import device as devices
 from plait.engine.simulated import SimulatedDevice
+from plait.planner import safetensors_header
 
 
 @dataclass
@@ -76,6 +77,7 @@ def _journal(fd: int, *rest: Any) -> bool:
 
 FAULTS = {
     "a read error": Fault(("preadv",), errno.EIO, r"could not be read at byte \d+ \(Input/output error\)|cannot be read \(Input/output error\)"),
+    "a read error in a header": Fault(("pread",), errno.EIO, r"cannot be read \(Input/output error\)"),
     "short reads": Fault(("preadv",), 0, ""),
     "an input that is gone": Fault(("open",), errno.ENOENT, "there is no such file", _input_opened),
     "a full disk": Fault(("pwrite",), errno.ENOSPC, "free some space and run again", _data),
@@ -103,6 +105,7 @@ def injected(name: str, at: int = 1, times: int = 1 << 40) -> Iterator[Counter]:
     fault, counter = FAULTS[name], Counter()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader, "_RETRIES_S", (0.0, 0.0, 0.0))
+        patch.setattr(safetensors_header, "READ_RETRIES_S", (0.0, 0.0, 0.0))
         patch.setattr(commits.Commits.__init__, "__defaults__", (0.0, 1 << 20))  # many records, early
         for function in fault.names:
             home = shardfile if function == "_reserve" else os

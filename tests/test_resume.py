@@ -424,8 +424,8 @@ main()
 
 def test_kills(tmp_path: Path):
     """After SIGKILL at any moment and at named steps the destination is absent or verifies whole, and the same command ends with the same bytes."""
-    seen = kill_loop.run(tmp_path, 12, seed=5)
-    assert seen["killed"] >= 5
+    seen = kill_loop.run(tmp_path, 8, seed=5)
+    assert seen["killed"] >= 4
     assert seen["continued"] >= 1
 
 

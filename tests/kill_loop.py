@@ -133,7 +133,8 @@ class Loop:
         held = (there / "model.safetensors").read_bytes()
         assert held in (old, new) if there is out else held == old
         self.seen["old was put aside" if there is aside else "new was in place" if held == new else "old was in place"] += 1
-        plait.merge(self.recipes[name], out, plait.Options(memory=self.draw.choice(BUDGETS), workers=self.draw.choice(WORKERS), overwrite=True))
+        options = plait.Options(memory=self.draw.choice(BUDGETS), workers=self.draw.choice(WORKERS), overwrite=True)
+        self.seen["continued"] += plait.merge(self.recipes[name], out, options).bytes_resumed > 0
         self.finished(name, out)
 
     def fresh(self, number: int) -> None:

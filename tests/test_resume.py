@@ -434,4 +434,4 @@ def test_two_hundred_kills(tmp_path: Path):
     """The same two hundred times."""
     seen = kill_loop.run(tmp_path, 200, seed=11)
     assert seen["killed"] >= 150
-    assert seen["continued"] >= 60
+    assert seen["continued"] >= 40

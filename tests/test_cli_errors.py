@@ -332,7 +332,7 @@ def test_debug_shows_the_traceback(recipe: Path, tmp_path: Path):
 def test_an_internal_error_is_said_as_such(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What we did not foresee is one line too, with status 1 and the way to a traceback; nothing is left."""
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("unforeseen")
 
     monkeypatch.setattr("plait.engine.executor.execute", fail)

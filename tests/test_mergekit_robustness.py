@@ -229,7 +229,7 @@ def test_disk_full(models: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """mergekit: found when it writes, and an empty folder is left. Here before anything is computed; `tests/test_real_disks.py` mounts small disks."""
     recipe, out = models[0].parents[1] / "recipe.yml", models[0].parents[1] / "out"
     recipe.write_text(linear(models))
-    monkeypatch.setattr("plait.engine.executor.execute", lambda *args: pytest.fail("something was computed"))
+    monkeypatch.setattr("plait.engine.executor.execute", lambda *args, **more: pytest.fail("something was computed"))
     with faults.injected("a full disk at the beginning") as counter:
         done = plait("merge", str(recipe), str(out), "--memory", "256MiB")
     assert counter.failed == 1

@@ -57,7 +57,7 @@ def small(node: Node) -> Any:
 def nanoseconds(program: Program, stage: Stage, models: list[np.ndarray]) -> float:
     """Processor time of one stage, for one element."""
     kernel = generate(program, stage)
-    digits = foresee(as_float(models[1]) - as_float(models[0]), "0.2")
+    digits = foresee(as_float(models[1]) - as_float(models[0]), "top 0.2")
     smalls = {i: small(n) for i, n in enumerate(program.nodes) if n.space == "small"}
     loads = [models[int(program.nodes[i].param("slot"))] for i in stage.loads]
     out = np.empty(N, RAW[program.dtype]) if stage.store else None

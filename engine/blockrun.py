@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plait.engine.codegen import Kernel, generate
-from plait.planner.blocks import BLOCK, CHUNK, COARSE, FINE, RANK_COUNTS, SEARCH_PIECE, SPARSE_LIMIT
+from plait.planner.blocks import BLOCK, CHUNK, COARSE, FINE, RANK_COUNTS, SEARCH_PIECE, SPARSE_LIMIT, block_elements
 from plait.planner.program import Program, Stage
 
 if TYPE_CHECKING:
@@ -71,14 +71,18 @@ class BlockResult:
     """Partials of the folds of one block.
 
     Attributes:
-        sums: one float64 for each fold that is a sum or dot, in `Kernel.sums` order.
+        sums: one float64 for each fold that is a sum, a dot or the largest element, in `Kernel.sums` order.
         counts: for each order statistic its `Counts`.
         peaks: largest magnitude of each input that is checked, then of the output, as stored bits; None where the runner does not find them.
+        columns: for each fold by columns its float64 vector; valid until the worker's next block.
+        rows: for each fold that gathers the values of rows those of the block's rows; likewise.
     """
 
     sums: list[float]
     counts: list[Counts]
     peaks: list[int] | None = None
+    columns: list[Array] = field(default_factory=list)
+    rows: list[Array] = field(default_factory=list)
 
 
 class BlockRunner(Protocol):
@@ -146,6 +150,10 @@ class CompiledRunner:
         self.fixed: list[Array] = [self.facc, carve((accumulators, 8), np.float64), carve((rows, CHUNK), np.float32)]
         self.peaks = carve((len(kernel.checked) + 1,), np.uint32)
         self.fixed += [carve((max(1, len(kernel.streams)), CHUNK), np.uint32), self.peaks]
+        self.columns = carve((len(kernel.columns), stage.row_length), np.float64) if kernel.columns else None
+        most = block_elements(stage, program.numel) // stage.row_length if kernel.gathered else 0
+        self.rows = carve((len(kernel.gathered) * most,), np.float64) if kernel.gathered else None
+        self.fixed += [array for array in (self.columns, self.rows) if array is not None]
         if kernel.selects:
             count = len(kernel.selects)
             self.coarse, self.fine = carve((count, COARSE), np.int64), carve((count, FINE), np.int32)
@@ -184,7 +192,10 @@ class CompiledRunner:
         if status:
             raise RuntimeError(f"the compiled kernel {k.key} ended with status {status}; please report this")
         counts = [self._counts(i, bucket, data.n) for i, bucket in enumerate(data.buckets)] if k.selects else []
-        return BlockResult(self.facc[: len(k.sums)].tolist(), counts, self.peaks[: len(k.checked) + self.stage.store].tolist())
+        columns = [] if self.columns is None else list(self.columns)
+        count = data.n // row
+        rows = [] if self.rows is None else [self.rows[i * count : (i + 1) * count] for i in range(len(k.gathered))]
+        return BlockResult(self.facc[: len(k.sums)].tolist(), counts, self.peaks[: len(k.checked) + self.stage.store].tolist(), columns, rows)
 
     def _clear(self, buckets: list[int]) -> None:
         self.bucket[:] = buckets

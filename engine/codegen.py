@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from plait.ops.op import OPS
+from plait.ops.op import NUMBER_FOLDS, OPS
 from plait.planner.blocks import BLOCK, CHUNK, COARSE, FINE, SEARCH_PIECE, SPARSE_LIMIT, checked_loads
 from plait.planner.program import Node, Program, Stage, data_inputs
 
@@ -35,9 +35,10 @@ import math
 import numpy as np
 from numba import boolean, carray, float32, float64, int32, int64, types, uint16, uint32, uint64
 from plait.ops.kernels.jit_bits import bits_to_f32, f32_to_bits, load_bf16, load_f16, peak16, peak32, store_bf16, store_f16
+from plait.ops.kernels.jit_elementary import exp_f32, log_f64, tanh_f32
 from plait.ops.kernels.jit_philox import philox_fill
 from plait.ops.kernels.jit_rank import row_ranks
-from plait.ops.kernels.jit_reduce import accumulate, accumulate_dot, combine, larger, row_max
+from plait.ops.kernels.jit_reduce import accumulate, accumulate_columns, accumulate_dot, combine, larger, row_largest, row_max
 from plait.ops.kernels.jit_select import count_digits, harvest
 
 MAGNITUDE = np.uint32(0x7FFFFFFF)
@@ -53,7 +54,9 @@ class Kernel:
         key: hash of the source; equal kernels are compiled once.
         scalars: `(small node, component)` of each entry of the argument `s`; component -1 for scalars.
         tables: small nodes passed as whole vectors.
-        sums: folds whose partials come back in `facc`, in order.
+        sums: folds whose partials come back in `facc`, in order: sums, dots and largest elements.
+        columns: folds by columns, whose partials come back in `cols`, in order.
+        gathered: folds that gather the values of rows in `rows`, in order.
         selects: order statistics, in order of their histograms.
         streams: random nodes, in order of the argument `streams`.
         ranks: row_rank nodes.
@@ -67,6 +70,8 @@ class Kernel:
     scalars: list[tuple[int, int]] = field(default_factory=list)
     tables: list[int] = field(default_factory=list)
     sums: list[int] = field(default_factory=list)
+    columns: list[int] = field(default_factory=list)
+    gathered: list[int] = field(default_factory=list)
     selects: list[int] = field(default_factory=list)
     streams: list[int] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)
@@ -88,8 +93,10 @@ class _Generator:
         self.kernel.streams = [i for i in stage.compute if self.nodes[i].op == "random_bits"]
         self.kernel.ranks = [i for i in stage.compute if self.nodes[i].op == "row_rank"]
         self.kernel.selects = [i for i in stage.folds if self.nodes[i].op == "kth_magnitude"]
-        self.kernel.sums = [i for i in stage.folds if self.nodes[i].op != "kth_magnitude"]
-        self.reductions = [i for i in stage.compute if self.nodes[i].op in ("row_sum", "row_dot", "row_max")] + self.kernel.sums
+        self.kernel.sums = [i for i in stage.folds if self.nodes[i].op in NUMBER_FOLDS]
+        self.kernel.columns = [i for i in stage.folds if self.nodes[i].op == "column_dot"]
+        self.kernel.gathered = [i for i in stage.folds if self.nodes[i].op == "row_values"]
+        self.reductions = [i for i in stage.compute if self.nodes[i].op in ("row_sum", "row_dot", "row_max", "row_largest")] + self.kernel.sums
         self.kernel.checked = list(checked_loads(program, stage))
         self.unchecked = list(self.kernel.checked)
         self.phase = self._phases()
@@ -129,8 +136,9 @@ class _Generator:
         lines += ["", f"def kernel(n, start, row, {', '.join(f'p_{name}' for name, _, _ in arguments)}):"]
         lines += [f"    {name} = carray(p_{name}, ({_UNBOUNDED}{f', {width}' if width else ''},))" for name, _, width in arguments]
         lines += _indent(self.prologue, 1)
-        lines += _indent([f"facc[{f}] = 0.0" for f in range(len(k.sums))], 1)
+        lines += _indent([f"facc[{f}] = {self._identity(i)}" for f, i in enumerate(k.sums)], 1)
         lines += _indent([f"peak[{f}] = 0" for f in range(len(k.checked) + self.stage.store)], 1)
+        lines += _indent([f"cols[{f}, :row] = 0.0" for f in range(len(k.columns))], 1)
         lines += ["    for r in range(n // row):", "        base = r * row"]
         lines += _indent(body, 2)
         for number in range(len(k.selects)):
@@ -153,6 +161,10 @@ class _Generator:
             arguments.append(("out", _STORES[self.program.dtype][0], None))
         arguments += [(f"keep{self._id(i)}", "float32", None) for i in self.stage.keeps]
         arguments += [("facc", "float64", None), ("acc", "float64", 8), ("F", "float32", CHUNK), ("U", "uint32", CHUNK), ("peak", "uint32", None)]
+        if self.kernel.columns:
+            arguments.append(("cols", "float64", "row"))
+        if self.kernel.gathered:
+            arguments.append(("rows", "float64", "(n // row)"))
         if self.kernel.selects:
             arguments += [
                 ("coarse", "int64", COARSE),
@@ -176,27 +188,31 @@ class _Generator:
 
     def _phase(self, phase: int) -> list[str]:
         here = [i for i in self.reductions if self._phase_of(i) == phase]
+        columns = [i for i in self.kernel.columns if self._phase_of(i) == phase]
         ranked = [i for i in self.kernel.ranks if self._phase_of(i) == phase]
         selected = [i for i in self.kernel.selects if self._phase_of(i) == phase]
         kept = [i for i in self.stage.keeps if self.phase[i] == phase]
         root = self.program.root
         stores = self.stage.store and self.phase[root] == phase
-        targets = {j for i in (*here, *ranked, *selected) for j in self.nodes[i].inputs} | set(kept) | ({root} if stores else set())
+        targets = {j for i in (*here, *columns, *ranked, *selected) for j in self._swept(i)} | set(kept) | ({root} if stores else set())
         sweep = self._closure(targets)
         if not targets:
             return self._row_values(phase)
         scratch: dict[int, int] = {}
-        for i in (*here, *selected):
-            for j in self.nodes[i].inputs:
+        for i in (*here, *columns, *selected):
+            for j in self._swept(i):
                 scratch.setdefault(j, len(scratch))
         self.scratch_rows = max(self.scratch_rows, len(scratch))
-        lines = [f"acc[{self.reductions.index(i)}, :] = 0.0" for i in here]
+        lines = [f"acc[{self.reductions.index(i)}, :] = {self._identity(i)}" for i in here]
         lines += [f"for c in range(0, row, {CHUNK}):", f"    m = min({CHUNK}, row - c)", "    p = base + c"]
         lines += _indent(self._chunk(sweep, scratch, ranked, kept, stores), 1)
         if scratch:
             pads = [f"        F[{k}, j] = float32(0.0)" for k in scratch.values()]
             lines += ["    m8 = (m + 7) & ~7", "    for j in range(m, m8):", *pads]
         lines += _indent([self._reduce(i, scratch) for i in here], 1)
+        for i in columns:
+            x, y = (f"F[{scratch[j]}]" for j in self._swept(i))
+            lines.append(f"    accumulate_columns(cols[{self.kernel.columns.index(i)}], {x}, {y}, c, m)")
         for i in selected:
             k = self.kernel.selects.index(i)
             lines.append(f"    above[{k}] += count_digits(F[{scratch[self.nodes[i].inputs[0]]}], m, bucket[{k}], heavy[{k}], coarse[{k}], fine[{k}])")
@@ -207,8 +223,16 @@ class _Generator:
             lines.append(f"row_ranks(X[{k}], row, ranks[{k}], pairs[0], pairs[1], counts)")
         for i in here:
             if i in self.kernel.sums:
-                lines.append(f"facc[{self.kernel.sums.index(i)}] += combine(acc[{self.reductions.index(i)}])")
+                f, a = f"facc[{self.kernel.sums.index(i)}]", f"acc[{self.reductions.index(i)}"
+                lines.append(f"{f} = larger({f}, {a}, 0])" if self.nodes[i].op == "largest" else f"{f} += combine({a}])")
         return lines + self._row_values(phase)
+
+    def _swept(self, i: int) -> list[int]:
+        """Inputs of a fold that the loop computes; a small one is for the host."""
+        return [j for j in self.nodes[i].inputs if self.nodes[j].space != "small"]
+
+    def _identity(self, i: int) -> str:
+        return "-math.inf" if self.nodes[i].op in ("largest", "row_largest") else "0.0"
 
     def _closure(self, targets: Iterable[int]) -> list[int]:
         found: set[int] = set()
@@ -285,6 +309,10 @@ class _Generator:
             return _LOADS[self._storage(i)][1].format(f"a{self._id(i)}[j]")
         if node.kind == "whole" or node.op == "row_rank":
             return f"a{self._id(i)}[j]"
+        if node.op == "column":
+            return "c + j"
+        if node.op == "row":
+            return "start // row + r"
         if node.op == "random_bits":
             return f"u{self._id(i)}[j]"
         if node.op == "cast":
@@ -341,7 +369,9 @@ class _Generator:
         x = f"F[{scratch[node.inputs[0]]}]"
         if node.op in ("dot", "row_dot"):
             return f"accumulate_dot(acc[{a}], {x}, F[{scratch[node.inputs[1]]}], m8)"
-        return f"acc[{a}, 0] = larger(acc[{a}, 0], row_max({x}, m))" if node.op == "row_max" else f"accumulate(acc[{a}], {x}, m8)"
+        if node.op in ("row_max", "row_largest", "largest"):
+            return f"acc[{a}, 0] = larger(acc[{a}, 0], {'row_max' if node.op == 'row_max' else 'row_largest'}({x}, m))"
+        return f"accumulate(acc[{a}], {x}, m8)"
 
     def _row_values(self, phase: int) -> list[str]:
         """Row folds that ended in `phase`, and the arithmetic on them, in float64."""
@@ -352,9 +382,13 @@ class _Generator:
                 continue
             if node.kind == "rows":
                 a = self.reductions.index(i)
-                lines.append(f"r{self._id(i)} = acc[{a}, 0]" if node.op == "row_max" else f"r{self._id(i)} = combine(acc[{a}])")
+                lines.append(f"r{self._id(i)} = acc[{a}, 0]" if node.op in ("row_max", "row_largest") else f"r{self._id(i)} = combine(acc[{a}])")
             else:
                 lines.append(f"r{self._id(i)} = {self._row_map(node)}")
+        for place, i in enumerate(self.kernel.gathered):
+            j = self.nodes[i].inputs[0]
+            if self.phase[j] == phase + 1:
+                lines.append(f"rows[{place}, r] = r{self._id(j)}")
         return lines
 
     def _row_map(self, node: Node) -> str:

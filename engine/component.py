@@ -23,6 +23,7 @@ from plait.engine.smalls import SmallValues
 from plait.engine.whole import run_whole
 from plait.engine.worker import Host, Worker, like_in_page
 from plait.ops.dtypes import BY_CODE
+from plait.ops.op import NUMBER_FOLDS
 from plait.planner.blocks import BLOCK, aligned, block_count, block_elements, seen_whole
 from plait.planner.plan import Component
 from plait.planner.program import Program, Stage, scope_of
@@ -142,14 +143,27 @@ class ComponentRun:
             self.tensors[i] = np.empty(self.program.nodes[i].shape, np.float32).reshape(-1)
         main = BlockPass(self, stage)
         yield main
-        for place, i in enumerate(main.sums):
-            self.smalls.add_fold(i, [partial[place] for partial in main.partials])
+        self._add_up(main)
+        for i in mine:
+            among = self.program.nodes[i].inputs[1:]
+            self.local[i].among = int(self.smalls.value(among[0])) if among else None
         yield from self._count_again(stage, [i for i in mine if not self.local[i].foreseen()])
         self._settle(stage, mine)
         self._hand_up([i for i in selects if i not in mine])
         for i in stage.wholes:
             run_whole(self, i)
         self._forget(number)
+
+    def _add_up(self, main: BlockPass) -> None:
+        """Give the folds of a pass their values, from what its blocks gave, in block order."""
+        for place, i in enumerate(main.sums):
+            self.smalls.add_fold(i, [partial[place] for partial in main.partials])
+        for place, i in enumerate(main.columns):
+            total = np.zeros(self.program.nodes[i].shape)
+            for vectors in main.column_partials:
+                total += vectors[place]
+            self.smalls.values[i] = total
+        self.smalls.values.update(main.row_values)
 
     def _count_again(self, stage: Stage, missed: list[int]) -> Iterator[Pass]:
         """Two more passes for the order statistics whose digit was not foreseen."""
@@ -175,7 +189,7 @@ class ComponentRun:
 
     def _statistic(self, i: int, bucket: int, heavy: int) -> Statistic:
         node = self.program.nodes[i]
-        return Statistic(str(node.param("density")), str(node.param("ties")), self.program.numel, bucket, heavy)
+        return Statistic(str(node.param("rank")), str(node.param("ties")), self.program.numel, bucket, heavy)
 
     def _scope_guess(self, i: int) -> tuple[int, int]:
         statistic = self.host.statistics[scope_of(self.program.nodes[i])]
@@ -235,9 +249,12 @@ class BlockPass:
             self._leave_out_durable()
         self.units = len(self.blocks)
         nodes = run.program.nodes
-        self.sums = [i for i in stage.folds if nodes[i].op != "kth_magnitude"]
+        self.sums = [i for i in stage.folds if nodes[i].op in NUMBER_FOLDS]
+        self.columns = [i for i in stage.folds if nodes[i].op == "column_dot"]
+        self.row_values = {i: np.empty(nodes[i].shape) for i in stage.folds if nodes[i].op == "row_values"}
         self.selects = [i for i in stage.folds if nodes[i].op == "kth_magnitude"]
         self.partials: list[list[float]] = [[] for _ in self.blocks]
+        self.column_partials: list[list[Array]] = [[] for _ in self.blocks]
         self._least: list[int] | None = None
 
     def _limits(self, runner: BlockRunner) -> list[int]:
@@ -286,6 +303,10 @@ class BlockPass:
 
     def _collect(self, unit: int, result: BlockResult) -> None:
         self.partials[unit] = result.sums
+        self.column_partials[unit] = [vector.copy() for vector in result.columns]
+        _, first, n = self.blocks[unit]
+        for vector, values in zip(self.row_values.values(), result.rows, strict=True):
+            vector[first // self.stage.row_length : (first + n) // self.stage.row_length] = values
         with self.owner.lock:
             for i, counts in zip(self.selects, result.counts, strict=False):
                 if not self.count_only or i in self.count_only:

@@ -103,8 +103,8 @@ def execute(
                 host.events.finished_component(component)
         if not remaining.nothing:
             run = _Run(host, remaining, stop or threading.Event())
-            foresee_scopes(run)
             for sweep in range(plan.sweeps):
+                foresee_scopes(run, sweep)
                 run.sweep(sweep, frozenset())
                 finish_scopes(run, sweep)
             report.leased_peak_bytes = run.ledger.peak_bytes

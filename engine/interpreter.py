@@ -13,7 +13,19 @@ import torch
 
 from plait.engine.blockrun import Array, BlockData, BlockResult, Counts
 from plait.engine.codegen import Kernel
-from plait.engine.torchmath import TORCH, as_float, coarse_counts, fine_counts, from_bits, magnitude_keys, random_words, row_ranks, row_sums, to_bits
+from plait.engine.torchmath import (
+    TORCH,
+    as_float,
+    coarse_counts,
+    column_dots,
+    fine_counts,
+    from_bits,
+    magnitude_keys,
+    random_words,
+    row_ranks,
+    row_sums,
+    to_bits,
+)
 from plait.ops.op import OPS
 from plait.planner.device_cost import block_steps
 from plait.planner.program import Node, Program, Stage
@@ -38,7 +50,11 @@ class Interpreter:
             self.give(as_float(values[i]).reshape(-1), keep)
         if data.out is not None:
             self.give(to_bits(as_float(values[self.program.root]), self.program.dtype), data.out)
-        return BlockResult(self._sums(values), [self._counts(i, b, values) for i, b in zip(self.kernel.selects, data.buckets, strict=False)])
+        counts = [self._counts(i, b, values) for i, b in zip(self.kernel.selects, data.buckets, strict=False)]
+        inputs = {i: [as_float(values[j]) for j in self.program.nodes[i].inputs] for i in self.kernel.columns}
+        columns = [column_dots(x, y).cpu().numpy() for x, y in inputs.values()]
+        rows = [values[self.program.nodes[i].inputs[0]].reshape(-1).cpu().numpy() for i in self.kernel.gathered]
+        return BlockResult(self._sums(values), counts, columns=columns, rows=rows)
 
     # -- where the block lives: a device has its own way -------------------------------------------
     def fetch(self, array: Array) -> Any:
@@ -88,6 +104,10 @@ class Interpreter:
             return random_words(key, data.start, data.n, self.device).view(-1, row)
         if node.kind == "rows":
             return self._row_fold(node, values)
+        if node.op in ("column", "row"):
+            first, count = (0, row) if node.op == "column" else (data.start // row, data.n // row)
+            index = torch.arange(first, first + count, dtype=torch.int32, device=self.device)
+            return index.view((1, -1) if node.op == "column" else (-1, 1)).expand(data.n // row, row)
         in_row = node.space == "row"
         if node.op == "cast":
             x = self._operand(node.inputs[0], "f", values, data, in_row=False)
@@ -111,16 +131,25 @@ class Interpreter:
             return row_ranks(x)
         if node.op == "row_max":
             return x.abs().amax(dim=1, keepdim=True).to(torch.float64)
+        if node.op == "row_largest":
+            return x.amax(dim=1, keepdim=True).to(torch.float64) + 0.0
         other = as_float(values[node.inputs[1]]) if node.op == "row_dot" else None
         return row_sums([(x, other)]).view(-1, 1)
 
     def _sums(self, values: dict[int, Any]) -> list[float]:
         """One partial of each fold: its rows added up in order."""
-        if not self.kernel.sums:
+        nodes = self.program.nodes
+        found = {i: float(as_float(values[nodes[i].inputs[0]]).max()) + 0.0 for i in self.kernel.sums if nodes[i].op == "largest"}
+        added = [i for i in self.kernel.sums if i not in found]
+        found.update(zip(added, self._totals(added, values), strict=True))
+        return [found[i] for i in self.kernel.sums]
+
+    def _totals(self, folds: list[int], values: dict[int, Any]) -> list[float]:
+        if not folds:
             return []
-        floats = {j: as_float(values[j]) for i in self.kernel.sums for j in self.program.nodes[i].inputs}
+        floats = {j: as_float(values[j]) for i in folds for j in self.program.nodes[i].inputs}
         operands = []
-        for i in self.kernel.sums:
+        for i in folds:
             inputs = [floats[j] for j in self.program.nodes[i].inputs]
             operands.append((inputs[0], inputs[1] if self.program.nodes[i].op == "dot" else None))
         sums = []

@@ -8,7 +8,7 @@ import numpy as np
 
 from plait.engine.blockrun import RAW, Array, BlockData
 from plait.engine.orderstat import Threshold, foresee, settled, tie_limit
-from plait.engine.prepare import probe_key
+from plait.engine.prepare import looked_at, probe_key
 from plait.engine.worker import Worker
 from plait.ops.kernels.select import keys as magnitudes
 from plait.planner.blocks import SAMPLE_PIECE, SAMPLE_PIECES, sample_starts, search_elements
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from plait.engine.component import ComponentRun
 
 #: Ops whose value depends on where in the tensor an element stands.
-_PLACED = {"random_bits", "keep_top"}
+_PLACED = {"random_bits", "keep_top", "column", "row"}
 
 
 class Looking:
@@ -36,21 +36,28 @@ class Looking:
         if not selects:
             return {}
         sample = self.sample(stage, selects, SAMPLE_PIECES)
-        return {i: foresee(x, str(self.program.nodes[i].param("density"))) for i, x in zip(selects, sample, strict=True)}
+        nodes = [self.program.nodes[i] for i in selects]
+        return {i: foresee(x, str(n.param("rank")), nonzero=len(n.inputs) > 1) for i, n, x in zip(selects, nodes, sample, strict=True)}
 
     def settle(self, stage: Stage, selects: list[int]) -> dict[int, Array]:
         """Thresholds and tie limits of a small tensor, straight from its values."""
         found: dict[int, Array] = {}
         for i, values in zip(selects, self.sample(stage, selects, SAMPLE_PIECES), strict=True):
             node = self.program.nodes[i]
-            key, limit = settled(magnitudes(values), str(node.param("density")), str(node.param("ties")))
+            among = int(self.run.smalls.value(node.inputs[1])) if len(node.inputs) > 1 else None
+            key, limit = settled(magnitudes(values), str(node.param("rank")), str(node.param("ties")), among)
             found[i] = np.array([float(key), limit])
         return found
 
     def sample(self, stage: Stage, selects: list[int], pieces: int, piece: int = SAMPLE_PIECE) -> list[Array]:
-        """Values that order statistics are taken of, on evenly spaced pieces; of a small tensor all."""
+        """Values that order statistics are taken of, on evenly spaced pieces; of a small tensor all. Ranks of one tensor share its values."""
+        found = self._sample(stage, selects, pieces, piece)
+        return [found[self.program.nodes[i].inputs[0]] for i in selects]
+
+    def _sample(self, stage: Stage, selects: list[int], pieces: int, piece: int) -> dict[int, Array]:
+        """The values by the node that is looked at."""
         starts, piece = sample_starts(stage, self.program.numel, pieces, piece)
-        nodes = tuple(self.program.nodes[i].inputs[0] for i in selects)
+        nodes = looked_at(self.program, selects)
         values = [np.empty(piece * len(starts), np.float32) for _ in nodes]
         worker, probe = self.run.host.spare_worker(), self._probe(stage, nodes)
         together = not any(self.program.nodes[i].op in _PLACED for i in probe.compute) and not probe.residents
@@ -61,10 +68,10 @@ class Looking:
             inputs = [self._gather(worker, i, starts, piece) for i in probe.loads]
             data = BlockData(piece * len(starts), 0, inputs, [], None, values, self.run.smalls.of_stage(probe), [], [])
             worker.runner(self.run.component.program, probe, probe_key(stage, nodes)).run(data)
-            return values
+            return dict(zip(nodes, values, strict=True))
         for number, first in enumerate(starts):
             self._values(worker, stage, nodes, first, [v[number * piece : (number + 1) * piece] for v in values])
-        return values
+        return dict(zip(nodes, values, strict=True))
 
     def _gather(self, worker: Worker, load: int, starts: list[int], piece: int) -> Array:
         """The pieces of one input, one behind the other."""

@@ -1,4 +1,4 @@
-"""Exact k-th magnitudes from histograms that were counted block by block.
+"""Exact order statistics of magnitudes from histograms that were counted block by block.
 
 Keys are the bits of |x| as integers, read as two digits: upper half (coarse) and lower half (fine). A
 sample foresees the coarse digit of the threshold; one pass counts the elements above it and the fine
@@ -14,20 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from plait.engine.blockrun import Counts
-from plait.ops.kernels.select import coarse_bucket, count_from_density, fine_threshold, order_stat
+from plait.ops.kernels.select import coarse_bucket, fine_threshold, rank_from_top
 from plait.ops.kernels.select import keys as magnitudes
 from plait.planner.blocks import FINE, SEARCH_PIECE, SPARSE_LIMIT
 
 Histogram = npt.NDArray[np.int64]
 #: Every tie is kept.
 NO_LIMIT = float(1 << 62)
+#: Above every key: the threshold of rank 0, which nothing reaches.
+NOTHING = 1 << 31
 #: Fewer elements of a sample say nothing about which value of their bucket is common.
 _HEAVY_SEEN = 8
 
@@ -57,9 +58,10 @@ class Statistic:
     """One order statistic, counted by blocks in any order.
 
     Attributes:
-        density: decimal text of the fraction kept.
+        rank: of the threshold, as `plait.ops.kernels.select.rank_from_top` reads it.
         ties: `first` or `all`, as in `plait.ops.algebra.top`.
         numel: elements counted, once complete.
+        among: the number that the rank's fractions are taken of; None for `numel`.
         bucket: coarse digit that is looked into; -1 while the coarse digits themselves are counted.
         heavy: a fine digit that most elements of the bucket are thought to have, or -1; it decides the speed alone.
         above: elements above the bucket.
@@ -69,11 +71,12 @@ class Statistic:
         sparse: for each block the fine digits that occur in it, or None where there were too many.
     """
 
-    density: str
+    rank: str
     ties: str
     numel: int
     bucket: int = -1
     heavy: int = -1
+    among: int | None = None
     above: int = 0
     fine: Histogram = field(default_factory=lambda: np.zeros(FINE, np.int64))
     coarse: Histogram | None = None
@@ -83,7 +86,7 @@ class Statistic:
     @property
     def k(self) -> int:
         """Rank of the threshold from the top."""
-        return rank_from_top(self.density, self.ties, self.numel)
+        return rank_from_top(self.rank, self.numel if self.among is None else self.among)
 
     def add(self, block: Any, counts: Counts) -> None:
         """Add what one block counted."""
@@ -106,7 +109,7 @@ class Statistic:
 
     def foreseen(self) -> bool:
         """Whether the threshold lies in the digit that was looked into."""
-        return self.bucket >= 0 and self.above < self.k <= self.above + int(self.fine.sum())
+        return self.k == 0 or (self.bucket >= 0 and self.above < self.k <= self.above + int(self.fine.sum()))
 
     def start_over(self) -> None:
         """Prepare for a pass that counts the coarse digits."""
@@ -127,6 +130,8 @@ class Statistic:
 
     def threshold(self) -> Threshold:
         """The exact threshold; the digit that was looked into must be the right one."""
+        if self.k == 0:
+            return Threshold(NOTHING, 0, 0)
         low, greater, equal = fine_threshold(self.fine, self.k - self.above)
         quota = equal if self.ties == "all" else self.k - self.above - greater
         return Threshold((self.bucket << 16) | low, quota, equal)
@@ -149,27 +154,30 @@ class Statistic:
         return int(counts[at]) if at < places.size and places[at] == threshold.key & 0xFFFF else 0
 
 
-@lru_cache(maxsize=4096)
-def rank_from_top(density: str, ties: str, numel: int) -> int:
-    """Rank of the threshold among `numel` magnitudes; `ties` is `first` or `all`, as in `plait.ops.algebra.top`."""
-    return min(numel, order_stat(density, numel)) if ties == "all" else count_from_density(density, numel)
-
-
-def settled(found: npt.NDArray[np.uint32], density: str, ties: str) -> tuple[int, float]:
-    """Threshold key and tie limit of magnitudes (as keys) that are all there."""
-    k = rank_from_top(density, ties, found.size)
+def settled(found: npt.NDArray[np.uint32], rank: str, ties: str, among: int | None = None) -> tuple[int, float]:
+    """Threshold key and tie limit of magnitudes (as keys) that are all there; arguments as the fields of `Statistic`."""
+    k = rank_from_top(rank, found.size if among is None else among)
+    if k == 0:
+        return NOTHING, NO_LIMIT
     key = int(np.partition(found, found.size - k)[found.size - k])
     places = np.flatnonzero(found == key)
     quota = k - int(np.count_nonzero(found > key))
     return key, NO_LIMIT if ties == "all" or quota >= places.size else float(places[quota - 1] + 1)
 
 
-def foresee(sample: npt.NDArray[np.float32], density: str) -> tuple[int, int]:
-    """Judge by a sample the coarse digit in which the threshold lies, and the fine digit that most elements there have (-1: none)."""
+def foresee(sample: npt.NDArray[np.float32], rank: str, *, nonzero: bool = False) -> tuple[int, int]:
+    """Judge by a sample the coarse digit in which the threshold lies, and the fine digit that most elements there have (-1: none).
+
+    Args:
+        sample: values.
+        rank: of the threshold.
+        nonzero: the rank is one among the elements that are not zero.
+    """
     if sample.size == 0:
         return -1, -1
     found = magnitudes(sample)
-    place = sample.size - count_from_density(density, sample.size)
+    k = rank_from_top(rank, int(np.count_nonzero(found)) if nonzero else sample.size)
+    place = sample.size - max(k, 1)
     bucket = int(np.partition(found, place)[place] >> 16)
     digits, counts = np.unique(found[found >> 16 == bucket] & 0xFFFF, return_counts=True)
     most = int(np.argmax(counts))

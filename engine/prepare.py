@@ -46,13 +46,18 @@ def probe_key(stage: Stage, nodes: tuple[int, ...]) -> Hashable:
     return ("probe", stage.folds, nodes)
 
 
+def looked_at(program: Program, selects: list[int]) -> tuple[int, ...]:
+    """The tensor nodes that order statistics are taken of, each once."""
+    return tuple(dict.fromkeys(program.nodes[i].inputs[0] for i in selects))
+
+
 def _stages(number: int, program: Program) -> Iterator[tuple[Hashable, Program, Stage]]:
     if program.copy is not None:
         return
     for stage in program.stages:
         yield kernel_key(number, stage, stage.folds), program, stage
         selects = [i for i in stage.folds if program.nodes[i].op == "kth_magnitude"]
-        looks = {tuple(program.nodes[i].inputs[0] for i in group) for group in _groups(program, selects)}
+        looks = {looked_at(program, group) for group in _groups(program, selects)}
         for nodes in sorted(looks):
             probe = probe_stage(program, stage, nodes)
             yield kernel_key(number, probe, probe_key(stage, nodes)), program, probe

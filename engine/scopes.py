@@ -11,6 +11,7 @@ from plait.engine.blockrun import Array
 from plait.engine.component import ComponentRun
 from plait.engine.faults import named
 from plait.engine.orderstat import NO_LIMIT, Threshold, foresee
+from plait.engine.smalls import added_up
 from plait.ops.errors import KernelError
 from plait.planner.blocks import SCOPE_PIECE, SCOPE_PIECES
 from plait.planner.program import Stage, scope_of
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
     from plait.engine.executor import _Run as Run
 
 
-def foresee_scopes(run: Run) -> None:
-    """Judge the digits of the model-wide thresholds of the first sweep by a sample of every tensor."""
+def foresee_scopes(run: Run, sweep: int) -> None:
+    """Judge the digits of the model-wide thresholds that end with a sweep by a sample of every tensor that adds to them in it."""
     host = run.host
-    first = {s.key: s for s in host.plan.scopes if s.sweep == 0 and s.key in host.statistics}
+    first = {s.key: s for s in host.plan.scopes if s.sweep == sweep and s.key in host.statistics}
     if not first:
         return
     host.workers[threading.get_ident()] = run.workers[0]
@@ -32,7 +33,7 @@ def foresee_scopes(run: Run) -> None:
         program = host.plan.program_of(component)
         for number, stage in enumerate(program.stages):
             folds = [i for i in stage.folds if scope_of(program.nodes[i]) in first]
-            if not folds or host.sweeps[component.program][number] or stage.residents:
+            if not folds or host.sweeps[component.program][number] != sweep or stage.residents or not run.remaining.runs(component, sweep):
                 continue
             share += SCOPE_PIECES * program.numel / first[scope_of(program.nodes[folds[0]])].numel
             pieces, share = int(share), share - int(share)  # pieces in proportion to size; many small tensors share one
@@ -43,7 +44,7 @@ def foresee_scopes(run: Run) -> None:
                     samples[scope_of(program.nodes[i])].append(values)
     for key, parts in samples.items():
         statistic = host.statistics[key]
-        statistic.bucket, statistic.heavy = foresee(np.concatenate(parts), statistic.density) if parts else (-1, -1)
+        statistic.bucket, statistic.heavy = foresee(np.concatenate(parts), statistic.rank) if parts else (-1, -1)
 
 
 def finish_scopes(run: Run, sweep: int) -> None:
@@ -52,10 +53,8 @@ def finish_scopes(run: Run, sweep: int) -> None:
     ending = [scope for scope in host.plan.scopes if scope.sweep == sweep]
     for scope in ending:
         if scope.key in host.sums or not scope.key.startswith("kth_magnitude"):
-            total = 0.0
-            for _, value in sorted(host.sums.get(scope.key, {}).items()):
-                total += value
-            host.scope_values[scope.key] = {"": total}
+            parts = [value for _, value in sorted(host.sums.get(scope.key, {}).items())]
+            host.scope_values[scope.key] = {"": added_up(scope.key.split("|")[0], parts)}
     thresholds = [scope.key for scope in ending if scope.key in host.statistics and scope.numel]
     again = [key for key in thresholds if not host.statistics[key].foreseen()]
     wrong = [key for key in again if host.statistics[key].bucket >= 0]

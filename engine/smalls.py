@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,16 @@ from plait.ops.kernels.philox import stream_key
 from plait.ops.op import OPS
 from plait.planner.plan import Component
 from plait.planner.program import Program, Stage, scope_of
+
+
+def added_up(fold: str, partials: Iterable[float]) -> float:
+    """The value of a fold, from its partials in their order."""
+    if fold == "largest":
+        return float(np.max(np.fromiter(partials, np.float64), initial=-np.inf))
+    total = 0.0
+    for partial in partials:
+        total += partial
+    return total
 
 
 class SmallValues:
@@ -28,10 +39,8 @@ class SmallValues:
         self._needed: dict[int, list[int]] = {}
 
     def add_fold(self, i: int, partials: list[float]) -> None:
-        """The partials of a fold, one a block, added in block order."""
-        total = 0.0
-        for partial in partials:
-            total += partial
+        """The partials of a fold that is one number, one a block."""
+        total = added_up(self.program.nodes[i].op, partials)
         scope = scope_of(self.program.nodes[i])
         if scope:
             self.host.add_sum(scope, self.component.name, total)

@@ -89,6 +89,18 @@ def row_sums(operands: Sequence[tuple[Any, Any]]) -> Any:
     return torch.cat(found, dim=1)
 
 
+def column_dots(x: Any, y: Any) -> Any:
+    """Inner products of matching columns of float32 `[rows, columns]`, float64: rows added one after the other."""
+    rows, columns = x.shape
+    total = torch.zeros((1, columns), dtype=torch.float64, device=x.device)
+    some = max(1, FOLD_PIECE // max(columns, 1))
+    for r in range(0, rows, some):
+        count = min(some, rows - r)
+        products = _wide(x, (r, count, 0, columns)) * _wide(y, (r, count, 0, columns))
+        total = torch.cat([total, products]).cumsum(0).narrow(0, count, 1).clone()
+    return total.view(-1)
+
+
 def _wide(x: Any, span: tuple[int, int, int, int]) -> Any:
     first, rows, column, columns = span
     return x.narrow(0, first, rows).narrow(1, column, columns).to(torch.float64)

@@ -7,7 +7,7 @@ from functools import reduce
 from operator import add
 from typing import Any
 
-from plait.ops.op import DOT, INFO, KTH, OPS, PACK, POLAR, RANDOM, ROW_DOT, ROW_MAX, ROW_RANK, ROW_SUM, SOLVE, SUM
+from plait.ops.op import DOT, INFO, LARGEST, OPS, PACK, POLAR, RANDOM, ROW_DOT, ROW_LARGEST, ROW_MAX, ROW_RANK, ROW_SUM, SOLVE, SUM
 from plait.ops.tensor import LazyTensor, Operand, const, elementwise, value_of
 
 #: Functions of small float64 arrays that run on the host between passes, by name.
@@ -66,6 +66,27 @@ def sqrt(x: LazyTensor) -> LazyTensor:
     return elementwise("sqrt", x)
 
 
+def exp(x: LazyTensor) -> LazyTensor:
+    """e to the x in float32, the same bits on every backend (`plait.ops.kernels.elementary`)."""
+    return _of_space("exp", x, "tensor")
+
+
+def tanh(x: LazyTensor) -> LazyTensor:
+    """Hyperbolic tangent in float32, the same bits on every backend."""
+    return _of_space("tanh", x, "tensor")
+
+
+def log(x: LazyTensor) -> LazyTensor:
+    """Natural logarithm of a row's or a small value, in float64."""
+    return _of_space("log", x, "row", "small")
+
+
+def _of_space(name: str, x: LazyTensor, *spaces: str) -> LazyTensor:
+    if x.space not in spaces:
+        raise ValueError(f"{name} is there for {' and '.join(spaces)} values, not for {x.space} values")
+    return elementwise(name, x)
+
+
 def cast(x: LazyTensor, storage: str) -> LazyTensor:
     """Round to a storage float (`BF16`, `F16`, `F32`), to nearest even."""
     if x.op.name == "load" and x.param("storage") == storage:
@@ -99,19 +120,9 @@ def gram(xs: Sequence[LazyTensor]) -> LazyTensor:
     return LazyTensor(PACK, entries, shape=(count, count), dtype="float64", space="small")
 
 
-def top(x: LazyTensor, density: float, *, scope: str = "", ties: str = "first") -> LazyTensor:
-    """Mask of the largest magnitudes: exactly floor(density * n) of them, at least one, without sorting.
-
-    Args:
-        x: a tensor.
-        density: fraction kept, 0 < density < 1.
-        scope: as for `sum_all`; one threshold for all tensors that name it.
-        ties: `first` keeps, of elements that equal the threshold, the first in canonical order (tensor name, then row-major
-            position); `all` keeps every element at or above the (n - floor(density * n))-th smallest, as the TIES code does.
-    """
-    params = (("density", repr(density)), ("scope", scope), ("ties", ties))
-    cut = LazyTensor(KTH, (x,), params, shape=(2,), dtype="float64", space="small")
-    return elementwise("keep_top", elementwise("magnitude_key", x), cut[0], cut[1])
+def largest(x: LazyTensor, scope: str = "") -> LazyTensor:
+    """The largest element; NaN where there is one. `scope` as for `sum_all`."""
+    return LazyTensor(LARGEST, (x,), (("scope", scope),), shape=(), dtype="float64", space="small")
 
 
 # -- rows ---------------------------------------------------------------------------------------
@@ -148,9 +159,19 @@ def row_max(x: LazyTensor, rows: str = "last") -> LazyTensor:
     return _row_fold(ROW_MAX, (x,), rows)
 
 
+def row_largest(x: LazyTensor, rows: str = "last") -> LazyTensor:
+    """Largest element of each row."""
+    return _row_fold(ROW_LARGEST, (x,), rows)
+
+
 def row_rank(x: LazyTensor, rows: str = "last") -> LazyTensor:
     """Rank of each element's magnitude in its row, 0 for the smallest; ties by column."""
     return LazyTensor(ROW_RANK, (x,), (("row_length", row_length(x.shape, rows)),), shape=x.shape, dtype="int32", space="tensor")
+
+
+def row_rank_from_top(x: LazyTensor, rows: str = "last") -> LazyTensor:
+    """Rank of each element's magnitude in its row, 0 for the largest; ties by column."""
+    return row_rank(elementwise("reversed_magnitude", x), rows)
 
 
 def take(table: LazyTensor, index: LazyTensor, *, integer: bool = False) -> LazyTensor:

@@ -8,7 +8,7 @@ the code generator pastes into a fused loop, and as a function of arrays (torch 
 |---------|-----------------------------------------------------|----------------------|
 | `load`  | a stored tensor                                     | tensor               |
 | `map`   | element i needs element i of the inputs             | as its inputs        |
-| `fold`  | a small value from all elements, by blocks          | a few float64        |
+| `fold`  | a small value from all elements, by blocks          | a few float64, or one a row or column |
 | `rows`  | needs whole rows                                    | one float64 a row, or a tensor |
 | `whole` | needs the whole tensor                              | tensor               |
 | `small` | a few numbers, computed on the host between passes  | a few float64        |
@@ -18,9 +18,12 @@ the code generator pastes into a fused loop, and as a function of arrays (torch 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from plait.ops.kernels.elementary import exp, log, tanh
 
 Kind = Literal["load", "map", "fold", "rows", "whole", "small"]
 Arrays = Callable[..., Any]
@@ -86,13 +89,26 @@ declare("maximum", "map", "({0} if ({0} > {1} or {0} != {0}) else {1})", lambda 
 declare("minimum", "map", "({0} if ({0} < {1} or {0} != {0}) else {1})", lambda xp, a, b: xp.where((a < b) | (a != a), a, b), casts="ff")
 declare("where", "map", "({1} if {0} else {2})", lambda xp, c, a, b: xp.where(c, a, b), casts="bff")
 for _name, _sign in {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}.items():
-    declare(_name, "map", f"({{0}} {_sign} {{1}})", (lambda s: lambda xp, a, b: getattr(a, s)(b))(f"__{_name}__"), result="bool", casts="ff")
+    declare(_name, "map", f"({{0}} {_sign} {{1}})", (lambda compare: lambda xp, a, b: compare(a, b))(getattr(operator, _name)), result="bool", casts="ff")
 declare("and", "map", "({0} & {1})", lambda xp, a, b: a & b, result="bool", casts="bb")
 declare("or", "map", "({0} | {1})", lambda xp, a, b: a | b, result="bool", casts="bb")
 declare("not", "map", "(not {0})", lambda xp, a: ~a, result="bool", casts="b")
 
+# -- transcendental maps: of one implementation, so that what is decided by them is decided alike everywhere; `exp` and `tanh` for tensors in
+# float32, `log` for rows and small values in float64
+declare("exp", "map", "exp_f32({0})", lambda xp, a: exp(xp, a), casts="f", flops=16)
+declare("tanh", "map", "tanh_f32({0})", lambda xp, a: tanh(xp, a), casts="f", flops=32)
+declare("log", "map", "log_f64({0})", lambda xp, a: log(xp, a), casts="f", flops=40)
+
 # -- maps that look at bits: magnitudes as integers, masks from counters -------------------------
 declare("magnitude_key", "map", "uint32(f32_to_bits({0}) & MAGNITUDE)", lambda xp, a: a.view(xp.int32) & 0x7FFFFFFF, result="uint32", casts="f")
+declare(
+    "reversed_magnitude",
+    "map",
+    "bits_to_f32(uint32(MAGNITUDE - (f32_to_bits({0}) & MAGNITUDE)))",
+    lambda xp, a: (0x7FFFFFFF - (a.view(xp.int32) & 0x7FFFFFFF)).view(xp.float32),
+    casts="f",
+)
 declare(
     "keep_top",
     "map",
@@ -109,14 +125,23 @@ declare("cast", "map", result="same", casts="f", flops=2)
 # -- folds: a few numbers from all elements -----------------------------------------------------
 SUM = declare("sum", "fold", result="float64")
 DOT = declare("dot", "fold", result="float64", flops=2)
+LARGEST = declare("largest", "fold", result="float64")
 KTH = declare("kth_magnitude", "fold", result="float64", flops=0)
+COLUMN_DOT = declare("column_dot", "fold", result="float64", flops=2)
+ROW_VALUES = declare("row_values", "fold", result="float64", flops=0)
+
+#: Folds that give one number a block, which are added up, or of which the largest counts.
+NUMBER_FOLDS = frozenset({"sum", "dot", "largest"})
 
 # -- rows ---------------------------------------------------------------------------------------
 ROW_SUM = declare("row_sum", "rows", result="float64")
 ROW_DOT = declare("row_dot", "rows", result="float64", flops=2)
 ROW_MAX = declare("row_max", "rows", result="float64")
+ROW_LARGEST = declare("row_largest", "rows", result="float64")
 ROW_RANK = declare("row_rank", "rows", result="int32", flops=0)
 declare("take", "map", result="float32", flops=4)
+COLUMN = declare("column", "map", result="int32")
+ROW = declare("row", "map", result="int32")
 declare("take_integer", "map", result="int64", flops=4)
 
 # -- whole --------------------------------------------------------------------------------------

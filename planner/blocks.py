@@ -125,6 +125,9 @@ def scratch_bytes(nodes: Sequence[Node], stage: Stage) -> int:
     ranks = sum(1 for i in stage.compute if nodes[i].op == "row_rank")
     selects = sum(1 for i in stage.folds if nodes[i].op == "kth_magnitude")
     scalars = sum(1 for n in nodes if n.space == "small")
+    columns = sum(1 for i in stage.folds if nodes[i].op == "column_dot")
+    gathered = sum(1 for i in stage.folds if nodes[i].op == "row_values")
+    vectors = 8 * (columns * stage.row_length + gathered * max(1, BLOCK // max(stage.row_length, 1))) + 64 * (columns + gathered)
     chunk = (
         (2 * reductions + streams + 2) * CHUNK * 4
         + 64 * (reductions + 8)
@@ -133,4 +136,4 @@ def scratch_bytes(nodes: Sequence[Node], stage: Stage) -> int:
         + 64 * (13 + 4 * ranks)
     )
     sorting = stage.row_length * 16 + RANK_COUNTS * 4 if ranks else 0
-    return chunk + ranks * stage.row_length * 8 + sorting + selects * (COARSE * 8 + FINE * 4 + SPARSE_LIMIT * 12 + BLOCK // SEARCH_PIECE * 4)
+    return chunk + vectors + ranks * stage.row_length * 8 + sorting + selects * (COARSE * 8 + FINE * 4 + SPARSE_LIMIT * 12 + BLOCK // SEARCH_PIECE * 4)

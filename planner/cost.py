@@ -10,6 +10,8 @@ from plait.planner.blocks import COARSE, FINE, SPARSE_LIMIT, aligned, block_coun
 from plait.planner.program import Node, Program, Stage, scope_of
 
 _SPARSE_BYTES = 2 * SPARSE_LIMIT * 8
+#: Small values of more numbers than these are counted, and so many vectors that a solver works with beside its inputs.
+_MANY_NUMBERS, _SOLVER_VECTORS = 64, 8
 
 
 def _polar_workspace(node: Node) -> int:
@@ -112,13 +114,26 @@ def component_bytes(program: Program, *, workspace: bool = True) -> int:
             held += sum(tensor_bytes(program.nodes[i]) for i in earlier.keeps if _keep_until(program, i) >= number)
         for earlier in program.stages[:number]:
             held += sum(tensor_bytes(program.nodes[w]) for w in earlier.wholes if program.nodes[w].op != "hold" and last_use(program, w) >= number)
-        folds = 8 * block_count(stage, program.numel) * len(stage.folds)
+        folds = sum(_partials_bytes(program.nodes[i], block_count(stage, program.numel)) for i in stage.folds) + _vector_bytes(program)
         found = len(selects(program, stage))
         histograms = found * ((COARSE + FINE) * 8 + _SPARSE_BYTES * block_count(stage, program.numel))
         histograms = max(histograms, _sampling_bytes(program, stage, found))  # the sample is gone when counting begins
         working = max((workspace * WORKSPACE[program.nodes[w].op](program.nodes[w]) + _result_bytes(program.nodes[w]) for w in stage.wholes), default=0)
         peak = max(peak, held + max(folds + histograms, working))
     return peak
+
+
+def _partials_bytes(node: Node, blocks: int) -> int:
+    """What the blocks of a stage give for a fold: a number each, or a vector of the columns; those of the rows make up one."""
+    if node.op == "column_dot":
+        return 8 * numel(node.shape) * blocks
+    return 8 * (numel(node.shape) if node.op == "row_values" else blocks)
+
+
+def _vector_bytes(program: Program) -> int:
+    """Small vectors of a value a row or column, with what a solver takes that makes one of others."""
+    vectors = [8 * numel(node.shape) for node in program.nodes if node.space == "small" and numel(node.shape) > _MANY_NUMBERS]
+    return sum(vectors) + _SOLVER_VECTORS * max(vectors, default=0)
 
 
 def _sampling_bytes(program: Program, stage: Stage, found: int) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plait.ops.dtypes import BY_CODE
+from plait.ops.op import NUMBER_FOLDS
 from plait.planner.blocks import COARSE, FINE, block_elements
 from plait.planner.cost import WORKSPACE, tensor_bytes
 from plait.planner.program import Node, Program, Stage, data_inputs
@@ -24,7 +25,20 @@ _WHOLE_SLACK = 96 << 20
 #: Bytes an element takes while it lives, by the result type of its op; row-wise values are float64, one a row.
 _LIVING = {"float32": 4, "bool": 1, "uint32": 4, "int32": 4, "int64": 8}
 #: Bytes an element that an op takes only while it runs, beside converted operands and its result.
-_PASSING = {"random_bits": 14, "keep_top": 20, "row_rank": 60, "take": 16, "take_integer": 16, "cast": 4, "row_max": 8}
+_PASSING = {
+    "exp": 32,
+    "tanh": 44,
+    "reversed_magnitude": 12,
+    "column": 8,
+    "row": 8,
+    "random_bits": 14,
+    "keep_top": 20,
+    "row_rank": 60,
+    "take": 16,
+    "take_integer": 16,
+    "cast": 4,
+    "row_max": 8,
+}
 _PASSING_ELSE = 4
 #: The same for an order statistic.
 _COUNTING = 16
@@ -126,14 +140,16 @@ def _folding(count: int, n: int, rows: int) -> int:
 
 def _ending(program: Program, stage: Stage, n: int, rows: int) -> int:
     """Bytes of giving results out: the output rounded, values to keep, sums and counts."""
-    sums = [i for i in stage.folds if program.nodes[i].op != "kth_magnitude"]
-    counted = len(stage.folds) - len(sums)
+    sums = [i for i in stage.folds if program.nodes[i].op in NUMBER_FOLDS]
+    counted = sum(1 for i in stage.folds if program.nodes[i].op == "kth_magnitude")
+    columns = any(program.nodes[i].op == "column_dot" for i in stage.folds)
     converted = 4 * n * len({j for i in sums for j in program.nodes[i].inputs if program.nodes[j].dtype != "float32"})
     output = n * (8 + BY_CODE[program.dtype].itemsize) if stage.store else 0
     return max(
         output,
         4 * n if stage.keeps else 0,
         converted + _folding(len(sums), n, rows) if sums else 0,
+        _folding(1, n, rows) + 32 * stage.row_length if columns else 0,
         _COUNTING * n + 16 * (COARSE + FINE) if counted else 0,
     )
 

@@ -7,7 +7,7 @@ stage reads again. Which stage a node belongs to follows from the graph alone:
 
     load, literal        ready before stage 0
     map, rows            ready in the latest stage among its inputs
-    fold, whole          ready one stage after its input
+    fold, whole          ready one stage after its input (the count that a rank is taken of may come with it)
     small                ready with its inputs
 
 Maps are recomputed in every stage that needs them: they cost less than keeping a tensor.
@@ -59,7 +59,7 @@ class Stage:
         folds: fold nodes that end here.
         keeps: nodes written whole into memory, for the whole ops that follow.
         store: the root is written to the output.
-        row_length: elements of a row, where rows nodes take part; else 0.
+        row_length: elements of a row, where rows take part (rows nodes, folds by rows or columns, places in them); else 0.
         wholes: whole nodes that run after the pass.
         scopes: model-wide statistics that this stage adds to.
         waits: model-wide statistics that must be complete before it starts.
@@ -139,9 +139,10 @@ def split_row_lengths(root: LazyTensor) -> LazyTensor:
     made: dict[LazyTensor, tuple[LazyTensor, frozenset[int]]] = {}
     for node in topological(root):
         inputs = [made[i] for i in node.inputs]
-        apart = node.space == "small" or node.op.kind == "whole" or node.op.name == "random_bits"  # takes no row of its inputs
+        counted = node.op.kind == "fold" and node.param("row_length") is not None  # folds by columns and rows
+        apart = (node.space == "small" and not counted) or node.op.kind == "whole" or node.op.name == "random_bits"  # takes no row of its inputs
         lengths = frozenset[int]() if apart else frozenset[int]().union(*(r for _, r in inputs))
-        if node.op.kind == "rows":
+        if node.op.kind == "rows" or node.param("row_length") is not None:
             lengths |= {node.param("row_length")}
         new = [n for n, _ in inputs]
         if len(lengths) > 1:
@@ -150,13 +151,13 @@ def split_row_lengths(root: LazyTensor) -> LazyTensor:
             lengths = frozenset({chosen})
         same = tuple(new) == node.inputs
         node_new = node if same else LazyTensor(node.op, tuple(new), node.params, shape=node.shape, dtype=node.dtype, space=node.space)
-        made[node] = (node_new, lengths)
+        made[node] = (node_new, frozenset() if node.space == "small" else lengths)
     return made[root][0]
 
 
 def _kept_length(node: LazyTensor, inputs: Sequence[tuple[LazyTensor, frozenset[int]]]) -> int:
     """Row length of the pass that computes `node`: its own, else that of an input which cannot be held (a mask, a row's value), else the longest."""
-    if node.op.kind == "rows":
+    if node.param("row_length") is not None:
         return int(node.param("row_length"))
     tied = {length for n, lengths in inputs if n.space == "row" or n.dtype != "float32" for length in lengths}
     return max(tied or {length for _, lengths in inputs for length in lengths})
@@ -218,7 +219,9 @@ def _ready(nodes: Sequence[Node], needed: set[int]) -> dict[int, int]:
     for i, node in enumerate(nodes):
         if i in needed:
             latest = max((ready[j] for j in data_inputs(node)), default=0)
-            ready[i] = latest + 1 if node.kind in ("fold", "whole") else latest
+            ready[i] = latest + 1 if node.kind == "whole" else latest
+            if node.kind == "fold":  # its small input is asked for when the pass is over
+                ready[i] = max(latest, 1 + max(ready[j] for j in node.inputs if nodes[j].space != "small"))
     return ready
 
 
@@ -251,7 +254,7 @@ def _stage(nodes: Sequence[Node], needed: set[int], ready: dict[int, int], numbe
     targets = [j for i in folds for j in nodes[i].inputs] + keeps + ([len(nodes) - 1] if last else [])
     closure = _closure(nodes, targets)
     compute = sorted(i for i in closure if nodes[i].kind in ("map", "rows"))
-    lengths = {nodes[i].param("row_length") for i in compute if nodes[i].kind == "rows"}
+    lengths = {nodes[i].param("row_length") for i in (*compute, *folds)} - {None}
     if len(lengths) > 1:
         what = " and ".join(str(length) for length in sorted(lengths))
         raise ValueError(f"rows of {what} elements would have to be worked on in one pass over {list(nodes[-1].shape)}: write the inner merge out first")

@@ -223,8 +223,8 @@ def _check_scopes(after: dict[str, int]) -> None:
     for key in after:
         op, *values = key.split("|")
         if op == "kth_magnitude":
-            density, scope, _ties = values
-            by_model.setdefault(scope, set()).add(density)
+            rank, scope, _ties = values
+            by_model.setdefault(scope, set()).add(" and ".join(rank.split()[1:]))
     for scope, densities in by_model.items():
         if len(densities) > 1:
             raise PlanError(
@@ -334,8 +334,9 @@ def _predict(programs: Sequence[Program], keeps: Sequence[bool], components: Seq
     peak_state, peak_at = _widest_window([held[c.program] for c in components], memory.workers, memory.state_limit - memory.workers * slab)
     moved = {n: _moved(programs[n], keeps[n]) for n in used}
     extra = sum(moved[n].extra * count for n, count in used.items())
-    if any(key.startswith("kth_magnitude") for p in programs for s in p.stages for key in s.scopes):
-        extra += SCOPE_PIECES * SCOPE_PIECE * 4 * max(len(s.loads) for p in programs for s in p.stages)
+    looks = max((sum(any(key.startswith("kth_magnitude") for key in s.scopes) for s in p.stages) for p in programs), default=0)
+    if looks:
+        extra += looks * SCOPE_PIECES * SCOPE_PIECE * 4 * max(len(s.loads) for p in programs for s in p.stages)
     return Prediction(
         peak_bytes=memory.runtime + memory.workers * (memory.per_worker + slab) + peak_state,
         runtime_bytes=memory.runtime,

@@ -25,7 +25,7 @@ FILL_UNIT = 8 << 20
 #: A tie search reads half a block on average and looks at its values in NumPy, which costs about this many countings.
 _SEARCH_COUNTS = 2.0
 #: How much longer kernels with these ops compile than a simple map does, as multiples of that.
-_COMPILE_EXTRA = {"kth_magnitude": 4.0, "row_rank": 2.0, "random_bits": 1.0}
+_COMPILE_EXTRA = {"exp": 1.0, "tanh": 2.0, "kth_magnitude": 4.0, "row_rank": 2.0, "random_bits": 1.0}
 
 
 def _polar_flops(node: Node) -> float:

@@ -23,6 +23,9 @@ from support.reference import expect, tasks
 from support.stored import Stored, read_folder, rounded, spacing
 
 EXACT = {
+    "arcee_fusion",
+    "breadcrumbs",
+    "breadcrumbs_ties",
     "dtype_bf16_slerp_out_fp32",
     "dtype_fp16",
     "dtype_fp32_out_bf16",
@@ -35,6 +38,8 @@ EXACT = {
     "passthrough",
     "passthrough_franken",
     "passthrough_franken_scale",
+    "sce",
+    "sce_topk1_int8",
     "slerp",
     "slerp_filters_gradient",
     "slices_linear_two_out",
@@ -53,9 +58,6 @@ REFUSED = {
 }
 #: Cases of later work, and what they wait for. Until then plait refuses them; it never gives other numbers silently.
 LATER = {
-    "arcee_fusion": "method arcee_fusion",
-    "breadcrumbs": "method breadcrumbs",
-    "breadcrumbs_ties": "method breadcrumbs_ties",
     "chat_template_auto": "tokenizer union and chat_template",
     "chat_template_named_alpaca": "chat_template",
     "karcher": "method karcher",
@@ -68,8 +70,6 @@ LATER = {
     "nuslerp_rowwise": "method nuslerp",
     "ram": "method ram",
     "ramplus_tl": "method ramplus_tl",
-    "sce": "method sce",
-    "sce_topk1_int8": "method sce",
     "tokenizer_base_ties": "tokenizer alignment",
     "tokenizer_model_slerp": "tokenizer alignment",
     "tokenizer_union_embed_sources": "tokenizer alignment",

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import float64, njit, types, uint32, uint64
+from numba import float32, float64, njit, types, uint32, uint64
 from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from plait.ops.kernels.jit_bits import bits_to_f32, f32_to_bits
 
-_MAGNITUDE = np.uint32(0x7FFFFFFF)
+_MAGNITUDE, _SIGN, _INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x80000000), np.uint32(0x7F800000)
 _F32X8, _F64X8, _I32X8 = (ir.VectorType(t, 8) for t in (ir.FloatType(), ir.DoubleType(), ir.IntType(32)))
 
 
@@ -126,6 +126,29 @@ def row_max(x: Any, n: Any) -> Any:
     for i in range(uint64(n)):
         top = max(top, uint32(f32_to_bits(x[i]) & _MAGNITUDE))
     return bits_to_f32(top)
+
+
+@njit(nogil=True, boundscheck=False, error_model="numpy")
+def row_largest(x: Any, n: Any) -> Any:
+    """Largest of `x[:n]`, float32: -inf where n is 0, NaN where any is NaN, +0 for zeros of either sign. Any n.
+
+    Taken over whole numbers that are in the order of the values, with every NaN above them.
+    """
+    top = uint32(0x007FFFFF)  # of -inf
+    for i in range(uint64(n)):
+        bits = f32_to_bits(x[i])
+        turned = uint32(~bits) if bits > _MAGNITUDE else uint32(bits | _SIGN)
+        top = max(top, uint32(0xFFFFFFFF) if uint32(bits & _MAGNITUDE) > _INFINITY else turned)
+    if top == uint32(0xFFFFFFFF):
+        return bits_to_f32(uint32(0x7FC00000))
+    return bits_to_f32(uint32(top & _MAGNITUDE) if top > _MAGNITUDE else uint32(~top)) + float32(0.0)
+
+
+@njit(nogil=True, boundscheck=False, error_model="numpy")
+def accumulate_columns(columns: Any, x: Any, y: Any, first: Any, n: Any) -> None:
+    """Add the products of `x[:n]` and `y[:n]` to `columns[first:first + n]`, float64: a row's part of the columns' inner products."""
+    for i in range(uint64(n)):
+        columns[uint64(first) + i] += float64(x[i]) * float64(y[i])
 
 
 @njit(inline="always")

@@ -11,6 +11,7 @@ Counts are integers, so they may be added up over blocks, tensors and workers in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
@@ -106,6 +107,46 @@ def order_stat(density: Number, n: int) -> int:
     if n < 1:
         raise ValueError(f"an order statistic of {n} elements does not exist")
     return min(_floor_count(density, n) + 1, n)
+
+
+#: How a rank among n elements follows from fractions q: the conventions of the methods' papers and codes, as ranks from the top, 1 for the largest.
+RANKS: dict[str, Callable[..., int]] = {
+    # the sum of floor(q n), of which the last is at least 1: what lies above the lower end of an interval
+    "top": lambda n, *q: min(n, sum(_floor_count(f, n) for f in q[:-1]) + count_from_density(q[-1], n)),
+    # floor(q n), which may be 0: what lies above the upper end of an interval
+    "above": lambda n, q: _floor_count(q, n),
+    # TIES as released
+    "released": lambda n, q: order_stat(q, n),
+    # sorted[floor(q (n - 1))], ascending: a quantile without interpolation
+    "quantile": lambda n, q: n - _floor_count(q, n - 1),
+    # sorted[floor(q n)]
+    "low": lambda n, q: n - min(_floor_count(q, n), n - 1),
+    # sorted[floor((1 - q) n - 1)]
+    "high": lambda n, q: n - max(_floor_count(1 - exact_fraction(q), n) - 1, 0),
+}
+
+
+@lru_cache(maxsize=4096)
+def rank_from_top(rank: str, n: int) -> int:
+    """The rank that a text names among `n` elements, counted from the top: 1 for the largest, 0 where nothing is above.
+
+    Args:
+        rank: a rule of `RANKS` and its fractions as decimal or rational text, such as `top 0.2` or `quantile 3/4`; with `mirrored` before it, as
+            far from the bottom as the rule is from the top.
+        n: elements; of none the rank is 0.
+
+    Raises:
+        ValueError: there is no such rule, or a fraction is not a number from 0 to 1.
+    """
+    words = rank.split()
+    mirrored = words[0] == "mirrored"
+    name, *fractions = words[mirrored:]
+    if name not in RANKS:
+        raise ValueError(f"{rank!r} names no rank: the rules are {', '.join(RANKS)}")
+    if n == 0:
+        return 0
+    k = RANKS[name](n, *fractions)
+    return n + 1 - k if mirrored else k
 
 
 @lru_cache(maxsize=4096, typed=True)  # a few texts, asked for by every tensor

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import reduce
 
-from plait.ops.algebra import dot, maximum, sign, sum_all, top, total, weighted_sum, where
+from plait.ops.algebra import dot, maximum, sign, sum_all, total, weighted_sum, where
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import Param, method
 from plait.ops.methods.parameters import INT8_MASK, LAMBDA, NO_NORMALIZE, WEIGHT, density
+from plait.ops.order import top
 from plait.ops.tensor import LazyTensor, Operand
 
 SCOPE = Param(

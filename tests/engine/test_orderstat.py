@@ -22,6 +22,10 @@ def keys(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float32).view(np.uint32) & np.uint32(0x7FFFFFFF)
 
 
+def rank_text(density: str, ties: str) -> str:
+    return f"{'released' if ties == 'all' else 'top'} {density}"
+
+
 def count(block: np.ndarray, bucket: int) -> Counts:
     """What one block adds, counted by NumPy."""
     k = keys(block)
@@ -33,7 +37,7 @@ def count(block: np.ndarray, bucket: int) -> Counts:
 
 def counted(blocks: Blocks, order: list[int], density: str, ties: str, bucket: int) -> tuple[Statistic, int]:
     """A statistic after all its passes, and how many passes there were."""
-    statistic = Statistic(density, ties, sum(b.size for b in blocks), bucket)
+    statistic = Statistic(rank_text(density, ties), ties, sum(b.size for b in blocks), bucket)
 
     def sweep() -> None:
         for number in order:
@@ -157,26 +161,26 @@ def test_a_sample_foresees_the_digit_of_its_own_kind(density: str):
     """The digit of a sample is that of a tensor which the sample is a fair picture of."""
     x = np.random.default_rng(3).standard_normal(65536).astype(np.float32)
     right = sorted_threshold(x, density, "first")[0] >> 16
-    assert foresee(x, density)[0] == right
+    assert foresee(x, f"top {density}")[0] == right
     if density in ("0.1", "0.5"):  # where elements are dense the digits of sample and tensor lie close
-        assert abs(foresee(x[::16], density)[0] - right) <= 1
-    assert foresee(x[:0], density) == (-1, -1)
+        assert abs(foresee(x[::16], f"top {density}")[0] - right) <= 1
+    assert foresee(x[:0], f"top {density}") == (-1, -1)
 
 
 def test_a_common_value_is_foreseen_with_its_digit():
     """Where ties make up most of a digit the sample names them, not where values are many or the sample is small."""
     x = np.random.default_rng(3).standard_normal(65536).astype(np.float32)
-    assert foresee(x, "0.2")[1] == -1
+    assert foresee(x, "top 0.2")[1] == -1
     steps = np.round(x * 8) / 8
-    bucket, heavy = foresee(steps, "0.2")
+    bucket, heavy = foresee(steps, "top 0.2")
     assert (bucket << 16 | heavy) == sorted_threshold(steps, "0.2", "first")[0]
-    assert foresee(steps[:5], "0.2")[1] == -1
+    assert foresee(steps[:5], "top 0.2")[1] == -1
 
 
 def test_ranks_of_the_two_rules():
     """Exactly floor(density n) and at least one, or the released code's order statistic, never beyond the tensor."""
-    assert [Statistic(d, "first", 100).k for d in ("0.29", "0.001", "0.999")] == [29, 1, 99]
-    assert [Statistic(d, "all", 100).k for d in ("0.29", "0.001", "0.999", "1")] == [30, 1, 100, 100]
+    assert [Statistic(f"top {d}", "first", 100).k for d in ("0.29", "0.001", "0.999")] == [29, 1, 99]
+    assert [Statistic(f"released {d}", "all", 100).k for d in ("0.29", "0.001", "0.999", "1")] == [30, 1, 100, 100]
 
 
 def test_a_wider_statistic_adds_up_tensors():
@@ -184,10 +188,10 @@ def test_a_wider_statistic_adds_up_tensors():
     x, y = np.array([3, 1, 2, 2], np.float32), np.array([-2, 2, 1, 0, 5], np.float32)
     digit = sorted_threshold(np.concatenate([x, y]), "0.5", "first")[0] >> 16
     for bucket in (-1, digit):
-        whole, wide = Statistic("0.5", "first", 9, bucket), Statistic("0.5", "first", 9, bucket)
+        whole, wide = Statistic("top 0.5", "first", 9, bucket), Statistic("top 0.5", "first", 9, bucket)
         for number, part in enumerate((x, y)):
             whole.add(number, count(part, bucket))
-            local = Statistic("0.5", "first", part.size, bucket)
+            local = Statistic("top 0.5", "first", part.size, bucket)
             local.add(0, count(part, bucket))
             wide.add(number, local.counts())
         assert (wide.above, wide.fine.tolist()) == (whole.above, whole.fine.tolist())

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import plait
 from plait.ops import algebra as al
+from plait.ops import order
 from plait.ops.errors import PlanError
 from plait.ops.tensor import LazyTensor, load
 from plait.planner.program import Program, lower, probe_stage, scope_of, topological
@@ -69,7 +70,7 @@ def test_random_expressions_keep_the_rules(data: st.DataObject):
             lambda a=a, b=b: al.where(a > b, a, 0.0),
             lambda a=a: a * al.sum_all(abs(a)),
             lambda a=a, b=b: a * al.dot(a, b),
-            lambda a=a: al.where(al.top(a, 0.5), a, 0.0),
+            lambda a=a: al.where(order.top(a, 0.5), a, 0.0),
             lambda a=a, b=b: a * al.row_dot(a, b, "output"),
             lambda a=a: al.where(al.row_rank(a) > 1.0, a, 0.0),
         ]
@@ -141,7 +142,7 @@ def test_a_whole_op_keeps_its_input_and_is_read_back():
 
 def test_the_order_statistic_of_two_experts_is_one_pass():
     """All experts that share a base are counted in one sweep."""
-    program = lowered(lambda base, a, b: base + al.where(al.top(a - base, 0.5), a - base, 0.0) + al.where(al.top(b - base, 0.2), b - base, 0.0), 3)
+    program = lowered(lambda base, a, b: base + al.where(order.top(a - base, 0.5), a - base, 0.0) + al.where(order.top(b - base, 0.2), b - base, 0.0), 3)
     check(program)
     first, second = program.stages
     assert ops(program, first.folds) == ["kth_magnitude", "kth_magnitude"]
@@ -150,7 +151,7 @@ def test_the_order_statistic_of_two_experts_is_one_pass():
 
 def test_model_wide_statistics_are_named():
     """The pass that adds to one says so, and the one that needs it waits; their key holds everything but the tensor."""
-    program = lowered(lambda a, b: al.where(al.top(a, 0.5, scope="m"), a, 0.0) * al.sum_all(b, "signs"))
+    program = lowered(lambda a, b: al.where(order.top(a, 0.5, scope="m"), a, 0.0) * al.sum_all(b, "signs"))
     check(program)
     first, second = program.stages
     assert len(first.scopes) == 2
@@ -158,13 +159,13 @@ def test_model_wide_statistics_are_named():
     assert second.waits == first.scopes
     keys = {scope_of(n) for n in program.nodes} - {""}
     assert keys == set(first.scopes)
-    other = lowered(lambda a, b: al.where(al.top(b, 0.5, scope="m"), a, 0.0))
+    other = lowered(lambda a, b: al.where(order.top(b, 0.5, scope="m"), a, 0.0))
     assert {scope_of(n) for n in other.nodes} - {""} < keys, "the same statistic in another program"
 
 
 def test_a_probe_computes_one_node_and_nothing_else():
     """To look at values a pass is cut down to what they need."""
-    program = lowered(lambda a, b: b + al.where(al.top(abs(a), 0.5), a, 0.0))
+    program = lowered(lambda a, b: b + al.where(order.top(abs(a), 0.5), a, 0.0))
     stage = program.stages[0]
     node = next(program.nodes[i].inputs[0] for i in stage.folds)
     probe = probe_stage(program, stage, (node,))
@@ -370,6 +371,6 @@ def test_a_model_of_one_tensor_has_its_own_threshold_as_the_global_one(seed: int
     x = np.random.default_rng(seed).standard_normal((17, 9)).astype(np.float32)
 
     def trimmed(scope: str) -> bytes:
-        return bytes(evaluate({"w": {"x": x}}, lambda x: al.where(al.top(x, 0.29, scope=scope), x, 0.0), backend="torch")["w"].tobytes())
+        return bytes(evaluate({"w": {"x": x}}, lambda x: al.where(order.top(x, 0.29, scope=scope), x, 0.0), backend="torch")["w"].tobytes())
 
     assert trimmed("all of it") == trimmed("")

@@ -31,6 +31,11 @@ PARAMS: dict[str, dict[str, Any]] = {
     "dare_linear": {**WEIGHTS, **DENSITY},
     "dare_ties": {**WEIGHTS, **DENSITY},
     "model_stock": {},
+    "breadcrumbs": {**WEIGHTS, **DENSITY, "gamma": (0.01, 0.01, 0.01)},
+    "sce": {"select_topk": 0.1},
+    "arcee_fusion": {},
+    "pcb": {"weight": (1.0, 1.0, 1.0)},
+    "widen": {},
 }
 
 
@@ -51,6 +56,8 @@ def small(node: Node) -> Any:
     """A plausible value of a small node."""
     if node.op == "const":
         return node.param("value")
+    if node.shape:
+        return np.linspace(0.0, 1.0, node.shape[0])
     return KEY if node.op == "item" and node.param("index") == 0 else 3e5
 
 
@@ -87,7 +94,8 @@ def main() -> None:
     leaves = [load((key,), SHAPE, "BF16") for key in "bxyz"]
     merge = MergeInputs(leaves[0], tuple(leaves[1:]), ("x", "y", "z"), SHAPE, "w.weight")
     for name in names:
-        program = lower(methods()[name].build(merge, **PARAMS[name]), "BF16", leaves)
+        chosen = merge.only([0]) if methods()[name].experts[1] == 1 else merge
+        program = lower(methods()[name].build(chosen, **PARAMS[name]), "BF16", leaves)
         for number, stage in enumerate(program.stages, 1):
             print(f"{name:16s} pass {number}: {nanoseconds(program, stage, models):5.2f} ns an element")
 

@@ -96,8 +96,8 @@ declare("not", "map", "(not {0})", lambda xp, a: ~a, result="bool", casts="b")
 
 # -- transcendental maps: of one implementation, so that what is decided by them is decided alike everywhere; `exp` and `tanh` for tensors in
 # float32, `log` for rows and small values in float64
-declare("exp", "map", "exp_f32({0})", lambda xp, a: exp(xp, a), casts="f", flops=16)
-declare("tanh", "map", "tanh_f32({0})", lambda xp, a: tanh(xp, a), casts="f", flops=32)
+declare("exp", "map", "exp_f32({0})", lambda xp, a: exp(xp, a), casts="f", flops=32)
+declare("tanh", "map", "tanh_f32({0})", lambda xp, a: tanh(xp, a), casts="f", flops=40)
 declare("log", "map", "log_f64({0})", lambda xp, a: log(xp, a), casts="f", flops=40)
 
 # -- maps that look at bits: magnitudes as integers, masks from counters -------------------------

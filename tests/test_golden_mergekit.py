@@ -50,6 +50,9 @@ EXACT = {
     "ties_int8_mask",
     "ties_rescale",
 }
+#: mergekit computes this in bfloat16, where its row-wise divergences are noise, and writes float32 whatever dtype the recipe says: only the float64
+#: reference can be compared.
+BEYOND_MERGEKIT = {"arcee_fusion-bf16"}
 MASKED = {"dare_linear", "dare_ties", "della", "della_linear"}
 #: Recipes that mergekit refuses as plait must: the words that the sentence needs.
 REFUSED = {
@@ -94,7 +97,10 @@ def test_every_case_is_checked_or_listed_as_later_work():
 def test_agrees(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property):
     """The same names, shapes, dtypes and values."""
     got = merge(case, tmp_path / "out", monkeypatch)
-    report = compare(got, case.output(), expect(case.config(), case.models), case.config())
+    peer = case.output()
+    if str(case) in BEYOND_MERGEKIT:
+        peer = {n: Stored("BF16", rounded(r.value, "BF16")) for n, r in expect(case.config(), case.models).items()}
+    report = compare(got, peer, expect(case.config(), case.models), case.config())
     record_property("agreement", str(report))
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     wanted = case.meta()["config"]
@@ -202,8 +208,8 @@ def test_statistics_accept_masks_drawn_by_numpy(name: str, dtype: str):
 
 
 def test_committed_part_is_small_and_unchanged():
-    """At most 1.5 MB are committed, byte for byte those of the whole set where it is present."""
+    """At most 2.5 MB are committed, byte for byte those of the whole set where it is present."""
     files = [p for p in COMPACT.rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files) <= 1_500_000
+    assert sum(p.stat().st_size for p in files) <= 2_500_000
     whole = root()
     assert all((whole / p.relative_to(COMPACT)).read_bytes() == p.read_bytes() for p in files if p != COMPACT / "README.md")

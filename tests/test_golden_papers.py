@@ -36,7 +36,6 @@ Array = npt.NDArray[Any]
 #: Methods of later work, by the name of their folder.
 LATER = {
     "bitdelta",
-    "breadcrumbs",
     "doge_ta",
     "drm",
     "emr",
@@ -47,16 +46,13 @@ LATER = {
     "led",
     "mats_cg",
     "opcm",
-    "pcb",
     "regmean",
     "regmean_plusplus",
-    "sce_fuseai",
     "star",
     "svc",
     "tall_consensus",
     "tsv_m",
     "twin_svd",
-    "widen",
 }
 #: Cases that are compared, by method. The README's table also names b cases of most of them; those are not in the folder.
 HERE = {
@@ -64,6 +60,10 @@ HERE = {
     "della": {"a", "c_count_no_normalize"},
     "iso_c": {"a", "c_lora"},
     "magic_wsc": {"a", "a_list", "c_sphere_L1", "c_sphere_L2_list"},
+    "breadcrumbs": {"a"},
+    "pcb": {"a_A", "a_B", "a_C"},
+    "sce_fuseai": {"a"},
+    "widen": {"a"},
     "ties": {"a", "c_bf16_ties", "d_normmass_max", "e_normfrac", "f_per_tensor", "g_per_tensor"},
 }
 _ELECT = {"mass": "sum", "normmass": "normmass", "normfrac": "normfrac"}
@@ -108,6 +108,7 @@ class Paper:
     @property
     def output(self) -> dict[str, Array]:
         found = {name: t.value for name, t in read_file(self.folder / "out.safetensors").items() if not name.startswith("ratio_mean.")}
+        found.pop("scale", None)  # the scale by which the pcb case was merged, not a tensor of the model
         assert set(found) == set(self.base)
         return found
 
@@ -239,6 +240,34 @@ def test_ties_keeps_as_many_as_the_reference(paper: Paper, tmp_path: Path):
         assert sum(int(np.count_nonzero(t.value)) for t in got.values()) == wanted
         smallest = min(float(np.abs(t.value[t.value != 0]).min()) for t in got.values() if t.value.any())
         assert smallest == paper.meta["facts"]["thresholds"][k]
+
+
+# -- selection and importance ---------------------------------------------------------------------------
+
+
+def selecting(paper: Paper) -> tuple[str, dict[str, Any]]:
+    """plait's method and parameters for the reference's settings."""
+    settings = paper.settings
+    if paper.method == "breadcrumbs":
+        assert settings["remove_first"]
+        return "breadcrumbs", {"weight": 1.0, "density": settings["top_k_keep"], "gamma": settings["top_k_remove"], "lam": settings["alpha"], "scope": "row"}
+    if paper.method == "sce_fuseai":
+        return "sce", {"select_topk": settings["select_topk"], "select_applies_to": "weights_only"}
+    if paper.method == "pcb":
+        chosen = {"variant": settings["variant"], "ratio": settings["pcb_ratio"], "clip": settings["clamp_ratio"], "weight": settings["lambdas"]}
+        return "pcb", {**chosen, "scope": "global"}
+    return "widen", {name: settings[name] for name in ("above_average_value_ratio", "score_calibration_value")}
+
+
+@pytest.mark.parametrize("paper", [p for name in ("breadcrumbs", "pcb", "sce_fuseai", "widen") for p in papers(name)], ids=str)
+def test_selection(paper: Paper, tmp_path: Path):
+    """Within 1e-7 (one spacing of float32 near 1): masks, ranks and scores are all the reference's, which a single wrong one would show by 1e-4."""
+    base, experts = paper.models(tmp_path)
+    name, params = selecting(paper)
+    merged = getattr(plait.methods, name)(base=plait.open(base), experts=[plait.open(e) for e in experts], **params)
+    got = {n: t.value for n, t in write_out(merged, tmp_path / "out").items()}
+    off, tensor = furthest(got, paper.output)
+    assert off <= (2.0**-23 if np.abs(paper.output[tensor]).max() > 1 else 1e-7), f"{tensor}: {off:.1e}"
 
 
 # -- random masks, as the reference drew them -------------------------------------------------------------

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,11 @@ def pair(case: Case) -> Case:
     return Case(case.method, lambda t, /, **change: case.build(t.only([0]), **change))
 
 
+def first(case: Case) -> Case:
+    """The same over the first expert alone, for methods of which every expert adds the same to a kernel; numbers are changed in their first place."""
+    return Case(case.method, lambda t, /, **change: case.build(t.only([0]), **{k: v[:1] if isinstance(v, tuple) else v for k, v in change.items()}))
+
+
 CASES = {
     "linear": call("linear", weight=W),
     "passthrough": pair(call("passthrough", scale=(1.5,))),
@@ -72,6 +77,17 @@ CASES = {
     "dare_ties": call("dare_ties", weight=W, density=D, lam=0.7, rescale_by="l1"),
     "della": call("della", weight=W, density=D, epsilon=EPS),
     "della_linear": call("della_linear", weight=W, density=D, epsilon=EPS, rescale=False),
+    "breadcrumbs": first(call("breadcrumbs", weight=(0.7,), density=(0.5,), gamma=(0.01,), rescale=True)),
+    "breadcrumbs_rows": first(call("breadcrumbs", weight=(0.7,), density=(0.5,), gamma=(0.01,), scope="row")),
+    "breadcrumbs_ties": first(call("breadcrumbs_ties", weight=(0.7,), density=(0.5,), gamma=(0.01,), normalize=True)),
+    "sce": call("sce", select_topk=0.3),
+    "sce_weights_only": call("sce", select_topk=0.3, select_applies_to="weights_only"),
+    "varm": call("varm", statistic="abs"),
+    "arcee_fusion": pair(call("arcee_fusion")),
+    "pcb": first(call("pcb", weight=(0.7,), ratio=0.2, lam=0.7)),
+    "localize_stitch": first(call("localize_stitch", density=(0.3,))),
+    "widen": call("widen", above_average_value_ratio=1.1, score_calibration_value=0.9),
+    "widen_tokens": Case("widen", lambda t, /, **_: METHODS["widen"].build(replace(t, name="model.embed_tokens.weight"))),
     "slerp": pair(call("slerp", t=0.3)),
     "model_stock": call("model_stock", clamp=True),
     "model_stock_rows": call("model_stock", filter_wise=True),
@@ -135,6 +151,8 @@ def small_values(program: Program, start: int, n: int) -> dict[int, Any]:
             values[i] = np.float64(node.param("value"))
         elif node.op == "solve" and node.shape and node.shape[0] > 2:
             values[i] = np.linspace(0.3, 0.8, node.shape[0]) * 2**32
+        elif len(node.shape) == 2:
+            values[i] = np.linspace(0.0, 1.0, node.shape[0] * node.shape[1]).reshape(node.shape)
         elif len(node.shape) == 1 and node.shape[0] > 2:
             values[i] = np.linspace(0.3, 0.8, node.shape[0])
         elif node.op == "item" and program.nodes[node.inputs[0]].op == "kth_magnitude":
@@ -153,12 +171,15 @@ def run_block(program: Program, stage: Stage, backend: str, inputs: list[np.ndar
     keeps = [np.zeros(n, np.float32) for _ in stage.keeps]
     residents = [np.linspace(-1, 1, n, dtype=np.float32) for _ in stage.residents]
     streams = [(1, 2, 3, i) for i in range(len(kernel.streams))]
-    data = BlockData(n, start, inputs, residents, out, keeps, small_values(program, start, n), streams, [0x3D80, -1, 0x3F80][: len(kernel.selects)])
+    buckets = ([0x3D80, -1, 0x3F80] * 4)[: len(kernel.selects)]
+    data = BlockData(n, start, inputs, residents, out, keeps, small_values(program, start, n), streams, buckets)
     result = runner.run(data)
     found: dict[str, Any] = {"sums": np.array(result.sums, np.float64)}
     if out is not None:
         found["out"] = decode(out, program.dtype)
     found.update({f"keep{i}": x for i, x in enumerate(keeps)})
+    found.update({f"columns{k}": x for k, x in enumerate(result.columns)})
+    found.update({f"rows{k}": x for k, x in enumerate(result.rows)})
     for k, counts in enumerate(result.counts):
         if counts.coarse is not None:
             found[f"coarse{k}"] = np.append(counts.coarse[:0x7F80], counts.coarse[0x7F80:].sum())
@@ -227,7 +248,11 @@ def test_values_are_not_all_alike():
     assert np.unique(out["out"]).size > COUNT // 2
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n not in ("passthrough", "model_stock", "model_stock_rows", "iso_c", "slerp")])
+#: Cases without weights or densities.
+NO_WEIGHTS = {"passthrough", "model_stock", "model_stock_rows", "iso_c", "slerp", "arcee_fusion", "sce", "sce_weights_only", "varm", "widen", "widen_tokens"}
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n not in NO_WEIGHTS])
 def test_other_weights_need_no_other_kernel(name: str):
     """Numbers of a recipe are arguments of the kernel, so changing them compiles nothing (1 and 0, and equal ones, simplify)."""
     # for each element another number: equal literals are one node

@@ -149,21 +149,24 @@ def _model_stock(task: Task) -> Result:
     return _sure(t * sum(task.experts) / n + (1 - t) * task.base)
 
 
-def _task_vectors(task: Task, *, elect: bool, normalize: bool) -> Result:
+def _task_vectors(task: Task, *, elect: bool, normalize: bool, middle: bool = False) -> Result:
     assert task.base is not None
     unsure = np.zeros(task.base.shape, bool)
     scaled = []
     for x, p in zip(task.experts, task.params, strict=True):
         delta = x - task.base
-        kept, doubt = _trim(delta, p.get("density", 1.0), task.dtype) if elect else (delta, np.zeros(delta.shape, bool))
+        if middle:
+            kept, doubt = _middle(delta, p.get("density", 1.0), p.get("gamma", 0.01), task.dtype)
+        else:
+            kept, doubt = _trim(delta, p.get("density", 1.0), task.dtype) if elect else (delta, np.zeros(delta.shape, bool))
         if p.get("rescale") and np.abs(kept).sum() > 1e-7:
             kept = kept * (np.abs(delta).sum() / np.abs(kept).sum())
         scaled.append(p["weight"] * kept)
         unsure |= doubt
     weights = [p["weight"] for p in task.params]
     if elect:  # a vote that float32 rounding could turn
-        vote = np.abs(sum(scaled))
-        unsure |= (vote > 0) & (vote <= 2.0**-22 * sum(np.abs(s) for s in scaled))
+        vote, mass = np.abs(sum(scaled)), sum(np.abs(s) for s in scaled)
+        unsure |= (mass > 0) & (vote <= 2.0**-22 * mass)
     return Result(task.base + combine(scaled, weights, task.shared, elect=elect, normalize=normalize), unsure)
 
 
@@ -198,6 +201,58 @@ def _trim(delta: F64, density: float, dtype: str) -> tuple[F64, Bits]:
     return np.where(kept.reshape(delta.shape), delta, 0.0), doubt if last - next_ <= slack else np.zeros(delta.shape, bool)
 
 
+def _middle(delta: F64, density: float, gamma: float, dtype: str) -> tuple[F64, Bits]:
+    """The elements below the int(gamma n) largest, int(density n) of them, and which lie at either end of the interval."""
+    size = np.abs(delta)
+    first, count = int(gamma * size.size), int(density * size.size)
+    order = np.argsort(-size, axis=None, kind="stable")
+    kept = np.zeros(size.size, bool)
+    kept[order[first : first + count]] = True
+    slack = {"F32": 2.0**-22, "BF16": 2.0**-8, "F16": 2.0**-11}[dtype]
+    doubt = np.zeros(size.shape, bool)
+    for place in (first, first + count):
+        if 0 < place < size.size:
+            inner, outer = size.flat[order[place]], size.flat[order[place - 1]]
+            if outer - inner <= slack * outer:
+                doubt |= (np.abs(size - inner) <= slack * outer) | (np.abs(size - outer) <= slack * outer)
+    return np.where(kept.reshape(delta.shape), delta, 0.0), doubt
+
+
+def _sce(task: Task) -> Result:
+    assert task.base is not None
+    deltas = np.stack([x - task.base for x in task.experts])
+    share = task.shared.get("select_topk", 1.0)
+    doubt = np.zeros(task.base.shape, bool)
+    if share < 1:
+        narrow, count = deltas.astype(np.float32), np.float32(len(deltas))  # in float64 other variances would be equal
+        spread = sum((x - sum(narrow) / count) ** 2 for x in narrow) / count
+        chosen = np.argsort(-spread, axis=None, kind="stable")[: int(share * np.count_nonzero(spread))]
+        threshold = spread.flat[chosen[-1]]
+        mask = np.zeros(spread.size, bool)
+        mask[chosen] = True
+        deltas = deltas * mask.reshape(spread.shape)
+        doubt = np.abs(spread - threshold) <= {"F32": 2.0**-20, "BF16": 2.0**-6}[task.dtype] * threshold
+    mass = (deltas**2).mean(tuple(range(1, deltas.ndim)))
+    weights = (mass / mass.sum()).reshape(-1, *[1] * task.base.ndim)
+    vote = deltas.sum(0)
+    doubt |= (vote != 0) & (np.abs(vote) <= 2.0**-22 * np.abs(deltas).sum(0))
+    agree = np.sign(deltas) == np.where(vote >= 0, 1.0, -1.0)
+    below = (weights * agree).sum(0)
+    return Result(task.base + (weights * agree * deltas).sum(0) / np.where(below > 0, below, 1.0), doubt)
+
+
+def _arcee_fusion(task: Task) -> Result:
+    assert task.base is not None
+    base, expert = task.base, task.experts[0]
+    p, q = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) + 1e-8 for x in (expert, base))
+    importance = np.abs(expert - base) * (p * np.log(p / q)).sum(-1, keepdims=True)
+    order = np.sort(importance, axis=None)
+    low, median, high = (order[int(share * (order.size - 1))] for share in (0.25, 0.5, 0.75))
+    threshold = median + 1.5 * (high - low)
+    # a row's divergence is a small difference of large terms, which float32 leaves a few digits of
+    return Result(np.where(importance >= threshold, expert, base), np.abs(importance - threshold) <= 1e-2 * threshold)
+
+
 _METHODS: dict[str, Callable[[Task], Result]] = {
     "linear": _linear,
     "slerp": _slerp,
@@ -205,4 +260,8 @@ _METHODS: dict[str, Callable[[Task], Result]] = {
     "model_stock": _model_stock,
     "task_arithmetic": lambda task: _task_vectors(task, elect=False, normalize=False),
     "ties": lambda task: _task_vectors(task, elect=True, normalize=True),
+    "breadcrumbs": lambda task: _task_vectors(task, elect=False, normalize=False, middle=True),
+    "breadcrumbs_ties": lambda task: _task_vectors(task, elect=True, normalize=False, middle=True),
+    "sce": _sce,
+    "arcee_fusion": _arcee_fusion,
 }

@@ -97,6 +97,11 @@ RUNS: dict[str, tuple[tuple[str, ...], Make]] = {
     "della_and_magic": (("F16", "F16", "F16"), calibrated),
     "model_stock": (("BF16", "BF16", "F32"), call("model_stock")),
     "iso_c": (("F32", "F32", "F32"), call("iso_c", lam=0.7)),
+    "breadcrumbs": (("BF16", "BF16"), call("breadcrumbs", density=0.5, gamma=0.1, scope="global")),
+    "sce": (("BF16", "F16", "BF16"), call("sce", select_topk=0.4)),
+    "arcee_fusion": (("BF16", "BF16"), call("arcee_fusion")),
+    "pcb": (("F32", "BF16"), call("pcb", ratio=0.3, scope="global")),
+    "widen": (("BF16", "F16", "BF16"), call("widen")),
 }
 
 
@@ -144,6 +149,11 @@ ALONE: dict[str, Make] = {
     "della": call("della"),
     "della_linear": call("della_linear"),
     "slerp": call("slerp", t=1.0),
+    "breadcrumbs": call("breadcrumbs", gamma=0.0),
+    "breadcrumbs_ties": call("breadcrumbs_ties", gamma=0.0, normalize=True),
+    "sce": call("sce"),
+    "varm": call("varm"),
+    "widen": call("widen"),
 }
 
 
@@ -200,6 +210,17 @@ EVERY: dict[str, Make] = {
     "magic_wsc ellipsoid": lambda base, experts: plait.methods.magic_wsc(
         plait.methods.ties(base=base, experts=experts), base=base, experts=experts, rule="ellipsoid"
     ),
+    "breadcrumbs": call("breadcrumbs", density=0.5, gamma=0.1),
+    "breadcrumbs rows": call("breadcrumbs", density=0.5, gamma=0.1, scope="row"),
+    "breadcrumbs_ties global": call("breadcrumbs_ties", density=0.5, gamma=0.1, scope="global"),
+    "sce": call("sce", select_topk=0.5),
+    "sce weights": call("sce", select_topk=0.5, select_applies_to="weights_only"),
+    "varm": call("varm"),
+    "pcb A": call("pcb", variant="A"),
+    "pcb B": call("pcb", variant="B"),
+    "pcb C": call("pcb", ratio=0.5, scope="global"),
+    "localize_stitch": call("localize_stitch"),
+    "widen": call("widen"),
     "magic_wsc sphere": lambda base, experts: plait.methods.magic_wsc(plait.methods.linear(experts=experts), base=base, experts=experts),
 }
 
@@ -214,16 +235,22 @@ def test_experts_equal_to_the_base_give_the_base(name: str):
         got = values(Family(family.base, (family.base, family.base)), EVERY[name])
         for tensor, merged in got.items():
             wanted = wide(family.base[tensor])
-            off = np.abs(merged - wanted) - (2.0**-23 * np.abs(wanted) if name in ("linear", "magic_wsc sphere") else 0.0)
+            off = np.abs(merged - wanted) - (2.0**-23 * np.abs(wanted) if name in ("linear", "varm", "magic_wsc sphere") else 0.0)
             assert (off <= 0).all(), tensor
 
     check()
 
 
-@pytest.mark.parametrize("name", ["linear", "task_arithmetic", "ties", "model_stock", "model_stock rows"])
+@pytest.mark.parametrize("name", ["linear", "task_arithmetic", "ties", "model_stock", "model_stock rows", "sce", "sce weights", "varm", "localize_stitch"])
 def test_identical_experts_give_that_expert(name: str):
     """Three copies of an expert are the expert: averages of equal values, signs that agree, a cosine of 1."""
-    make = {**EVERY, "linear": call("linear"), "task_arithmetic": call("task_arithmetic", normalize=True), "ties": call("ties")}[name]
+    make = {
+        **EVERY,
+        "linear": call("linear"),
+        "task_arithmetic": call("task_arithmetic", normalize=True),
+        "ties": call("ties"),
+        "localize_stitch": call("localize_stitch", density=1.0),
+    }[name]
 
     @examples(4)
     @given(family=families(("F32", "F32")))
@@ -262,25 +289,36 @@ SMOOTH: dict[str, dict[str, Any]] = {
     "dare_linear": {"density": 0.5},
     "della_linear": {"density": 0.5},
     "model_stock": {},
+    "breadcrumbs": {"density": 0.5, "gamma": 0.1},
+    "varm": {},
+    "localize_stitch": {"density": 0.5},
+    "widen": {},
 }
-ELECTING: dict[str, dict[str, Any]] = {"ties": {"density": 0.5}, "dare_ties": {"density": 0.5}, "della": {"density": 0.5, "epsilon": 0.2}}
+ELECTING: dict[str, dict[str, Any]] = {
+    "ties": {"density": 0.5},
+    "dare_ties": {"density": 0.5},
+    "della": {"density": 0.5, "epsilon": 0.2},
+    "breadcrumbs_ties": {"density": 0.5, "gamma": 0.1},
+}
+#: Scores of experts that exchange places may differ in the last place, and with them what is selected.
+SCORING: dict[str, dict[str, Any]] = {"sce": {"select_topk": 0.5}, "pcb": {"ratio": 0.5}}
 
 
 def test_every_method_is_in_a_test_of_order():
     """Each registered method says whether order matters and is tested for it."""
     symmetric = {name for name, m in methods().items() if m.symmetric and m.experts != (1, 1)}
-    assert symmetric == {*SMOOTH, *ELECTING, "iso_c"}
-    assert {name for name, m in methods().items() if not m.symmetric} == {"slerp"}
+    assert symmetric == {*SMOOTH, *ELECTING, *SCORING, "iso_c"}
+    assert {name for name, m in methods().items() if not m.symmetric} == {"slerp", "arcee_fusion"}
 
 
-@pytest.mark.parametrize("name", [*SMOOTH, *ELECTING, "iso_c"])
+@pytest.mark.parametrize("name", [*SMOOTH, *ELECTING, *SCORING, "iso_c"])
 def test_two_experts_of_equal_weight_may_change_places(name: str):
     """Sums of two numbers commute: the same bits."""
 
     @examples(4)
     @given(family=families(("F32", "F32", "F32")))
     def check(family: Family) -> None:
-        make = call(name, **{**SMOOTH, **ELECTING}.get(name, {}))
+        make = call(name, **{**SMOOTH, **ELECTING, **SCORING}.get(name, {}))
         with on_disk(family) as (folder, base, experts):
             assert run(make(base, experts), folder / "a") == run(make(base, experts[::-1]), folder / "b")
 
@@ -295,7 +333,7 @@ def test_experts_may_stand_in_any_order(name: str):
     @given(family=families(("F32", "F32", "F32", "F32")), order=st.permutations(range(3)))
     def check(family: Family, order: list[int]) -> None:
         weight = [0.3, 0.5, 0.9]
-        weighted = name != "model_stock"
+        weighted = methods()[name].param("weight") is not None
         found = []
         with on_disk(family) as (folder, base, experts):
             for number, places in enumerate(([0, 1, 2], order)):
@@ -316,7 +354,7 @@ def test_elections_do_not_depend_on_order(name: str):
     @examples(4)
     @given(family=families(("BF16", "BF16", "BF16", "BF16"), grid=16), order=st.permutations(range(3)))
     def check(family: Family, order: list[int]) -> None:
-        make = call(name, **{**ELECTING[name], "normalize": False}, **({} if name == "ties" else {"rescale": False}))
+        make = call(name, **{**ELECTING[name], "normalize": False}, **({} if name in ("ties", "breadcrumbs_ties") else {"rescale": False}))
         with on_disk(family) as (folder, base, experts):
             first = run(make(base, experts), folder / "a")
             assert run(make(base, [experts[p] for p in order]), folder / "b") == first

@@ -93,7 +93,7 @@ def log_f64(x: Any) -> Any:
         return -np.inf if x == 0.0 else np.nan
     if not x < np.inf:
         return x
-    bits = _f64_to_bits(x)
+    bits: Any = _f64_to_bits(x)
     exponent = (bits - _SQRT_HALF) >> 52
     mantissa = _bits_to_f64(bits - (exponent << 52))
     scale = float64(exponent)

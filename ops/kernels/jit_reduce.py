@@ -136,7 +136,7 @@ def row_largest(x: Any, n: Any) -> Any:
     """
     top = uint32(0x007FFFFF)  # of -inf
     for i in range(uint64(n)):
-        bits = f32_to_bits(x[i])
+        bits: Any = f32_to_bits(x[i])
         turned = uint32(~bits) if bits > _MAGNITUDE else uint32(bits | _SIGN)
         top = max(top, uint32(0xFFFFFFFF) if uint32(bits & _MAGNITUDE) > _INFINITY else turned)
     if top == uint32(0xFFFFFFFF):

@@ -109,6 +109,28 @@ def order_stat(density: Number, n: int) -> int:
     return min(_floor_count(density, n) + 1, n)
 
 
+@lru_cache(maxsize=4096, typed=True)  # a few texts, asked for by every tensor
+def exact_fraction(number: Number) -> Fraction:
+    """The exact value of a number's decimal text: 0.29 is 29/100, not the nearest binary float.
+
+    Raises:
+        ValueError: the text is no finite number.
+    """
+    if isinstance(number, Fraction):
+        return number
+    try:
+        return Fraction(str(number))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{number!r} is not a number") from None
+
+
+def _floor_count(density: Number, n: int) -> int:
+    exact = exact_fraction(density)
+    if not 0 <= exact <= 1 or n < 0:
+        raise ValueError(f"density {density} must be from 0 to 1 and the element count {n} not negative")
+    return int(exact * n)
+
+
 #: How a rank among n elements follows from fractions q: the conventions of the methods' papers and codes, as ranks from the top, 1 for the largest.
 RANKS: dict[str, Callable[..., int]] = {
     # the sum of floor(q n), of which the last is at least 1: what lies above the lower end of an interval
@@ -147,25 +169,3 @@ def rank_from_top(rank: str, n: int) -> int:
         return 0
     k = RANKS[name](n, *fractions)
     return n + 1 - k if mirrored else k
-
-
-@lru_cache(maxsize=4096, typed=True)  # a few texts, asked for by every tensor
-def exact_fraction(number: Number) -> Fraction:
-    """The exact value of a number's decimal text: 0.29 is 29/100, not the nearest binary float.
-
-    Raises:
-        ValueError: the text is no finite number.
-    """
-    if isinstance(number, Fraction):
-        return number
-    try:
-        return Fraction(str(number))
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{number!r} is not a number") from None
-
-
-def _floor_count(density: Number, n: int) -> int:
-    exact = exact_fraction(density)
-    if not 0 <= exact <= 1 or n < 0:
-        raise ValueError(f"density {density} must be from 0 to 1 and the element count {n} not negative")
-    return int(exact * n)

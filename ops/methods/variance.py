@@ -30,8 +30,8 @@ def _shares(masses: Sequence[LazyTensor], *, zero_is_uniform: bool = False) -> l
 
 
 def variance(xs: Sequence[LazyTensor]) -> LazyTensor:
-    """Population variance at each position: of deviations from the mean, so that equal values have none."""
-    middle = mean(xs)
+    """Population variance at each position, of deviations from a mean that is taken from the first value: exactly 0 where all are equal."""
+    middle = xs[0] + mean([x - xs[0] for x in xs])
     return mean([(x - middle) * (x - middle) for x in xs])
 
 

@@ -225,7 +225,8 @@ def _sce(task: Task) -> Result:
     doubt = np.zeros(task.base.shape, bool)
     if share < 1:
         narrow, count = deltas.astype(np.float32), np.float32(len(deltas))  # in float64 other variances would be equal
-        spread = sum((x - sum(narrow) / count) ** 2 for x in narrow) / count
+        middle = narrow[0] + sum(narrow - narrow[0]) / count
+        spread = sum((x - middle) ** 2 for x in narrow) / count
         chosen = np.argsort(-spread, axis=None, kind="stable")[: int(share * np.count_nonzero(spread))]
         threshold = spread.flat[chosen[-1]]
         mask = np.zeros(spread.size, bool)

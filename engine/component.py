@@ -18,7 +18,7 @@ import numpy as np
 from plait.engine.blockrun import RAW, Array, BlockData, BlockResult, BlockRunner
 from plait.engine.finite import first_not_finite
 from plait.engine.looking import Looking
-from plait.engine.orderstat import NO_LIMIT, Statistic
+from plait.engine.orderstat import NO_LIMIT, Guess, Statistic
 from plait.engine.smalls import SmallValues
 from plait.engine.whole import run_whole
 from plait.engine.worker import Host, Worker, like_in_page
@@ -124,7 +124,7 @@ class ComponentRun:
         wanted = [i for i in stage.folds if scope_of(self.program.nodes[i]) in recount]
         if wanted:
             for i in wanted:
-                self.local[i] = self._statistic(i, *self._scope_guess(i))
+                self.local[i] = self._statistic(i, self._scope_guess(i))
             yield BlockPass(self, stage, count_only=wanted)
             self._hand_up(wanted)
 
@@ -138,7 +138,7 @@ class ComponentRun:
             return
         foreseen = self.looking.foresee(stage, mine)
         for i in selects:
-            self.local[i] = self._statistic(i, *(foreseen[i] if i in foreseen else self._scope_guess(i)))
+            self.local[i] = self._statistic(i, foreseen[i] if i in foreseen else self._scope_guess(i))
         for i in stage.keeps:
             self.tensors[i] = np.empty(self.program.nodes[i].shape, np.float32).reshape(-1)
         main = BlockPass(self, stage)
@@ -166,10 +166,16 @@ class ComponentRun:
         self.smalls.values.update(main.row_values)
 
     def _count_again(self, stage: Stage, missed: list[int]) -> Iterator[Pass]:
-        """Two more passes for the order statistics whose digit was not foreseen."""
+        """More passes for the order statistics whose digit was not foreseen: one with a better guess, two where that is wrong too."""
         if not missed:
             return
         self.host.count_recounts(len(missed))
+        again = [i for i in missed if self.local[i].guess_again()]
+        if again:
+            yield BlockPass(self, stage, count_only=again)
+            missed = [i for i in missed if not self.local[i].foreseen()]
+        if not missed:
+            return
         wrong = [i for i in missed if self.local[i].bucket >= 0]
         for i in wrong:
             self.local[i].start_over()
@@ -187,13 +193,13 @@ class ComponentRun:
             self.smalls.values[i] = np.array([float(threshold.key), limit])
             del self.local[i]
 
-    def _statistic(self, i: int, bucket: int, heavy: int) -> Statistic:
+    def _statistic(self, i: int, guess: Guess) -> Statistic:
         node = self.program.nodes[i]
-        return Statistic(str(node.param("rank")), str(node.param("ties")), self.program.numel, bucket, heavy)
+        return Statistic(str(node.param("rank")), str(node.param("ties")), self.program.numel, guess)
 
-    def _scope_guess(self, i: int) -> tuple[int, int]:
+    def _scope_guess(self, i: int) -> Guess:
         statistic = self.host.statistics[scope_of(self.program.nodes[i])]
-        return statistic.bucket, statistic.heavy
+        return Guess(statistic.bucket, statistic.heavy)
 
     def _hand_up(self, folds: list[int]) -> None:
         """Add this tensor's counts to the model-wide statistics."""

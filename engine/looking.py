@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from plait.engine.blockrun import RAW, Array, BlockData
-from plait.engine.orderstat import Threshold, foresee, settled, tie_limit
+from plait.engine.orderstat import Guess, Threshold, foresee, settled, tie_limit
 from plait.engine.prepare import looked_at, probe_key
 from plait.engine.worker import Worker
 from plait.ops.kernels.select import keys as magnitudes
@@ -31,8 +31,8 @@ class Looking:
     def __init__(self, run: ComponentRun) -> None:
         self.run, self.program = run, run.program
 
-    def foresee(self, stage: Stage, selects: list[int]) -> dict[int, tuple[int, int]]:
-        """Coarse digits of this tensor's thresholds and their heavy fine digits, judged by a sample."""
+    def foresee(self, stage: Stage, selects: list[int]) -> dict[int, Guess]:
+        """Where this tensor's thresholds lie, judged by a sample."""
         if not selects:
             return {}
         sample = self.sample(stage, selects, SAMPLE_PIECES)

@@ -2,8 +2,9 @@
 
 Keys are the bits of |x| as integers, read as two digits: upper half (coarse) and lower half (fine). A
 sample foresees the coarse digit of the threshold; one pass counts the elements above it and the fine
-digits within it. If the sample was right the threshold is known. If not, one pass counts the coarse
-digits and another looks into the right one. The result is the same.
+digits within it. If the sample was right the threshold is known. If not, the exact count says how far off
+it was, and a second pass looks into the digit that the sample gives with that put right. Only if that fails
+too, one pass counts the coarse digits and another looks into the right one. The result is the same.
 
 Of elements equal to the threshold only the first few may be kept; `limit` is the flat index from
 which they no longer are. Blocks remember their fine counts where these are few (they are, where ties
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ import numpy.typing as npt
 from plait.engine.blockrun import Counts
 from plait.ops.kernels.select import coarse_bucket, fine_threshold, rank_from_top
 from plait.ops.kernels.select import keys as magnitudes
-from plait.planner.blocks import FINE, SEARCH_PIECE, SPARSE_LIMIT
+from plait.planner.blocks import COARSE, FINE, SEARCH_PIECE, SPARSE_LIMIT
 
 Histogram = npt.NDArray[np.int64]
 #: Every tie is kept.
@@ -31,6 +32,24 @@ NO_LIMIT = float(1 << 62)
 NOTHING = 1 << 31
 #: Fewer elements of a sample say nothing about which value of their bucket is common.
 _HEAVY_SEEN = 8
+#: Coarse digits on either side of the one foreseen of which the sample is remembered: one power of two.
+_NEAR = 128
+
+
+class Guess(NamedTuple):
+    """What a sample says of a threshold; it decides the speed alone.
+
+    Attributes:
+        bucket: the coarse digit in which it lies, -1 where nothing is known.
+        heavy: a fine digit that most elements there have, or -1.
+        near: how many elements of the sample have each coarse digit from `bucket - 128` to `bucket + 128`.
+        size: elements of the sample.
+    """
+
+    bucket: int = -1
+    heavy: int = -1
+    near: tuple[int, ...] = ()
+    size: int = 0
 
 
 @dataclass(slots=True)
@@ -61,6 +80,7 @@ class Statistic:
         rank: of the threshold, as `plait.ops.kernels.select.rank_from_top` reads it.
         ties: `first` or `all`, as in `plait.ops.algebra.top`.
         numel: elements counted, once complete.
+        guess: what a sample said of it.
         among: the number that the rank's fractions are taken of; None for `numel`.
         bucket: coarse digit that is looked into; -1 while the coarse digits themselves are counted.
         heavy: a fine digit that most elements of the bucket are thought to have, or -1; it decides the speed alone.
@@ -74,14 +94,24 @@ class Statistic:
     rank: str
     ties: str
     numel: int
+    guess: Guess = field(default_factory=Guess)
+    among: int | None = None
     bucket: int = -1
     heavy: int = -1
-    among: int | None = None
     above: int = 0
     fine: Histogram = field(default_factory=lambda: np.zeros(FINE, np.int64))
     coarse: Histogram | None = None
     marks: dict[Any, npt.NDArray[np.int32]] = field(default_factory=dict)
     sparse: dict[Any, tuple[npt.NDArray[np.uint16], Histogram] | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Begin with the digit that was foreseen."""
+        self.bucket, self.heavy = self.guess.bucket, self.guess.heavy
+
+    def foreseen_by(self, guess: Guess) -> None:
+        """Begin with the digit that a sample gives."""
+        self.guess = guess
+        self.bucket, self.heavy = guess.bucket, guess.heavy
 
     @property
     def k(self) -> int:
@@ -110,6 +140,25 @@ class Statistic:
     def foreseen(self) -> bool:
         """Whether the threshold lies in the digit that was looked into."""
         return self.k == 0 or (self.bucket >= 0 and self.above < self.k <= self.above + int(self.fine.sum()))
+
+    def guess_again(self) -> bool:
+        """Prepare for a pass over the digit that the sample gives, once the exact counts at the first guess put it right; False where it gives none."""
+        if self.bucket < 0 or not self.guess.near:
+            return False
+        inside = int(self.fine.sum())
+        step, left = (1, self.above - self.k + 1) if self.above >= self.k else (-1, self.k - self.above - inside)
+        wanted = (left - 0.5) * self.guess.size / self.numel
+        bucket = self.bucket
+        for digit in range(1, _NEAR + 1):
+            wanted -= self.guess.near[_NEAR + step * digit]
+            if wanted <= 0:
+                bucket += step * digit
+                break
+        self.guess = Guess()
+        if bucket == self.bucket or not 0 <= bucket < COARSE:
+            return False
+        self.look_into(bucket)
+        return True
 
     def start_over(self) -> None:
         """Prepare for a pass that counts the coarse digits."""
@@ -165,8 +214,8 @@ def settled(found: npt.NDArray[np.uint32], rank: str, ties: str, among: int | No
     return key, NO_LIMIT if ties == "all" or quota >= places.size else float(places[quota - 1] + 1)
 
 
-def foresee(sample: npt.NDArray[np.float32], rank: str, *, nonzero: bool = False) -> tuple[int, int]:
-    """Judge by a sample the coarse digit in which the threshold lies, and the fine digit that most elements there have (-1: none).
+def foresee(sample: npt.NDArray[np.float32], rank: str, *, nonzero: bool = False) -> Guess:
+    """Judge by a sample where a threshold lies.
 
     Args:
         sample: values.
@@ -174,15 +223,18 @@ def foresee(sample: npt.NDArray[np.float32], rank: str, *, nonzero: bool = False
         nonzero: the rank is one among the elements that are not zero.
     """
     if sample.size == 0:
-        return -1, -1
+        return Guess()
     found = magnitudes(sample)
     k = rank_from_top(rank, int(np.count_nonzero(found)) if nonzero else sample.size)
     place = sample.size - max(k, 1)
     bucket = int(np.partition(found, place)[place] >> 16)
-    digits, counts = np.unique(found[found >> 16 == bucket] & 0xFFFF, return_counts=True)
+    coarse = found >> 16
+    digits, counts = np.unique(found[coarse == bucket] & 0xFFFF, return_counts=True)
     most = int(np.argmax(counts))
     heavy = 2 * int(counts[most]) > int(counts.sum()) >= _HEAVY_SEEN
-    return bucket, int(digits[most]) if heavy else -1
+    first = bucket - _NEAR
+    near = np.bincount(coarse[np.abs(coarse.astype(np.int64) - bucket) <= _NEAR].astype(np.int64) - first, minlength=2 * _NEAR + 1)
+    return Guess(bucket, int(digits[most]) if heavy else -1, tuple(near.tolist()), sample.size)
 
 
 def tie_limit(

@@ -10,7 +10,7 @@ import numpy as np
 from plait.engine.blockrun import Array
 from plait.engine.component import ComponentRun
 from plait.engine.faults import named
-from plait.engine.orderstat import NO_LIMIT, Threshold, foresee
+from plait.engine.orderstat import NO_LIMIT, Guess, Threshold, foresee
 from plait.engine.smalls import added_up
 from plait.ops.errors import KernelError
 from plait.planner.blocks import SCOPE_PIECE, SCOPE_PIECES
@@ -44,7 +44,7 @@ def foresee_scopes(run: Run, sweep: int) -> None:
                     samples[scope_of(program.nodes[i])].append(values)
     for key, parts in samples.items():
         statistic = host.statistics[key]
-        statistic.bucket, statistic.heavy = foresee(np.concatenate(parts), statistic.rank) if parts else (-1, -1)
+        statistic.foreseen_by(foresee(np.concatenate(parts), statistic.rank) if parts else Guess())
 
 
 def finish_scopes(run: Run, sweep: int) -> None:
@@ -57,6 +57,11 @@ def finish_scopes(run: Run, sweep: int) -> None:
             host.scope_values[scope.key] = {"": added_up(scope.key.split("|")[0], parts)}
     thresholds = [scope.key for scope in ending if scope.key in host.statistics and scope.numel]
     again = [key for key in thresholds if not host.statistics[key].foreseen()]
+    host.count_recounts(len(again))
+    better = [key for key in again if host.statistics[key].guess_again()]
+    if better:
+        run.sweep(sweep, frozenset(better))
+        again = [key for key in again if not host.statistics[key].foreseen()]
     wrong = [key for key in again if host.statistics[key].bucket >= 0]
     for key in wrong:
         host.statistics[key].start_over()
@@ -65,7 +70,6 @@ def finish_scopes(run: Run, sweep: int) -> None:
     for key in again:
         host.statistics[key].look_into_right_digit()
     if again:
-        host.count_recounts(len(again))
         run.sweep(sweep, frozenset(again))
     for key in thresholds:
         host.scope_values[key] = _limits(run, key)

@@ -36,6 +36,8 @@ WHOLE_BYTES = 32 * MIB  #: thread pools and workspaces of torch's linear algebra
 _PER_COMPONENT = 6 * 1024
 #: The sample of the whole model that foresees one model-wide threshold, with what sorting it takes.
 _SCOPE_SAMPLE_BYTES = 4 * MIB
+#: Passes more, at most, where the digit of an order statistic is not foreseen.
+_RECOUNTS = 3
 #: Components are opened no further than this many times the number of workers beyond the oldest open one.
 WINDOW = 2
 #: Inputs are kept for later passes when they take no more than this part of what the budget leaves.
@@ -323,7 +325,7 @@ def _moved(p: Program, keep_inputs: bool) -> _Moved:
         return _Moved(input_bytes(p), 0, written, 0, 1)
     reads = [stage_read_bytes(p, s) for s in p.stages]
     looks = [looking_bytes(p, s) for s in p.stages]
-    extra = sum(ties for _, ties in looks) + sum(2 * r for r, s in zip(reads, p.stages, strict=True) if recounts(p, s))
+    extra = sum(ties for _, ties in looks) + sum(_RECOUNTS * r for r, s in zip(reads, p.stages, strict=True) if recounts(p, s))
     return _Moved(sum(reads) + sum(sample for sample, _ in looks), extra, written, 0, sum(1 for s in p.stages if s.loads))
 
 

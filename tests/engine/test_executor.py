@@ -179,7 +179,7 @@ def test_leases_and_window(name: str, workers: int, recipe: Callable[[str], Path
     assert book.peak_bytes >= fixed + max(component_bytes(p) for p in plan.programs)
     assert report.leased_peak_bytes == book.peak_bytes
     sweeps = len(watch.open) / len(plan.components)
-    assert sweeps in ((2, 4) if name == "ties_global" else (1,))  # two more where the sample foresaw the wrong digit
+    assert sweeps in ((2, 3, 5) if name == "ties_global" else (1,))  # one more where the sample foresaw the wrong digit, or three
     for numbers in watch.open:
         assert len(numbers) <= plan.workers
         assert numbers == sorted(numbers)

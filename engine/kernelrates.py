@@ -142,7 +142,7 @@ def _block_call(program: Program, kernel: Kernel, elements: int, seed: int) -> C
     smalls = {i: _small(n) for i, n in enumerate(program.nodes) if n.space == "small"}
     streams = [(1, 2, 3, i) for i in kernel.streams]
     data = BlockData(elements, 0, loads, [], out, keeps, smalls, streams, [])
-    bucket, heavy = foresee(_values(models[1]) - _values(models[0]), "top 0.2")
+    bucket, heavy, *_ = foresee(_values(models[1]) - _values(models[0]), "top 0.2")
     data.buckets, data.heavies = [bucket for _ in kernel.selects], [heavy for _ in kernel.selects]
     runner = make_runner(program, stage, "numba", kernel)
     return lambda: runner.run(data)

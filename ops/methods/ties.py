@@ -102,6 +102,9 @@ def ties(
 
     delta_i loses all but its largest magnitudes; sigma = sign(sum_i w_i delta_i); theta = theta_0 + lambda times the weighted
     mean of those delta_i whose sign is sigma.
+
+    The defaults are mergekit's. The paper's algorithm: density 0.2, scope global, zero_sign majority, equal weights. The paper's code to the
+    last element: the same with keep threshold, which keeps one element more and every tie of the last.
     """
     voters = [i for i, w in enumerate(weight) if w != 0.0]
     scopes = [f"{label}" if scope == "global" else "" for label in t.labels]

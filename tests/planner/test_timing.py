@@ -187,7 +187,7 @@ def test_kinds_of_work_have_their_rates():
 def test_every_op_can_be_priced():
     """Whole ops say how much they compute, and all declared weights are sensible numbers."""
     assert {name for name, op in OPS.items() if op.kind == "whole"} == set(WHOLE_FLOPS)
-    assert all(0 <= op.flops <= 10 for op in OPS.values())
+    assert all(0 <= op.flops <= 40 for op in OPS.values())  # a transcendental function is tens of operations
     assert all(op.flops >= 1 for op in OPS.values() if op.kind == "map" and op.name != "random_bits")
 
 

@@ -59,6 +59,15 @@ def texts(models: list[Path]) -> dict[str, str]:
         "model_stock_rows": tiny.recipe("model_stock", experts, base=base, parameters={"filter_wise": True}),
         "iso_c": tiny.recipe("iso_c", experts, base=base),
         "passthrough": tiny.recipe("passthrough", [base], each={"scale": 1.5}),
+        "breadcrumbs": tiny.recipe("breadcrumbs", experts, base=base, each={**half, "gamma": 0.05}),
+        "breadcrumbs_rows": tiny.recipe("breadcrumbs", experts, base=base, each={**half, "gamma": 0.05}, parameters={"scope": "row"}),
+        "breadcrumbs_ties": tiny.recipe("breadcrumbs_ties", experts, base=base, each={**half, "gamma": 0.05}),
+        "sce": tiny.recipe("sce", experts, base=base, parameters={"select_topk": 0.4}),
+        "varm": tiny.recipe("varm", experts, base=base),
+        "arcee_fusion": tiny.recipe("arcee_fusion", experts[:1], base=base),
+        "pcb": tiny.recipe("pcb", experts, base=base, parameters={"ratio": 0.3}),
+        "localize_stitch": tiny.recipe("localize_stitch", experts, base=base),
+        "widen": tiny.recipe("widen", experts, base=base),
     }
     for norm in ("L1", "L2", "Linf"):
         step = {"method": "magic_wsc", "base_model": str(base), "parameters": {"norm": norm}}

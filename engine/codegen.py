@@ -26,6 +26,10 @@ _LOADS = {"BF16": ("uint16", "load_bf16({})"), "F16": ("uint16", "load_f16({})")
 _PEAKS = {"BF16": "peak16", "F16": "peak16", "F32": "peak32"}
 _STORES = {"BF16": ("uint16", "store_bf16({})"), "F16": ("uint16", "store_f16({})"), "F32": ("float32", "{}")}
 
+_DOTS = ("dot", "row_dot")
+#: Sums and operands of the inner products that are added up in one sweep: vectors of eight float64, of which a processor with AVX-512 has 32.
+SWEEP_REGISTERS = 30
+
 #: Lengths are not checked in compiled code, and slices must not be cut short.
 _UNBOUNDED = "int64(1 << 60)"
 
@@ -38,7 +42,7 @@ from plait.ops.kernels.jit_bits import bits_to_f32, f32_to_bits, load_bf16, load
 from plait.ops.kernels.jit_elementary import exp_f32, log_f64, tanh_f32
 from plait.ops.kernels.jit_philox import philox_fill
 from plait.ops.kernels.jit_rank import row_ranks
-from plait.ops.kernels.jit_reduce import accumulate, accumulate_columns, accumulate_dot, combine, larger, row_largest, row_max
+from plait.ops.kernels.jit_reduce import accumulate, accumulate_columns, combine, dot_sweep, larger, row_largest, row_max
 from plait.ops.kernels.jit_select import count_digits, harvest
 
 MAGNITUDE = np.uint32(0x7FFFFFFF)
@@ -104,6 +108,7 @@ class _Generator:
         self.ids: dict[int, int] = {}
         self.scalar_names: dict[tuple[int, str], str] = {}
         self.scratch_rows = 0
+        self.sweeps: list[tuple[tuple[int, int, int], ...]] = []
 
     def _id(self, i: int) -> int:
         """Nodes are named in the order in which they are first written, so that equal stages of different expressions share a kernel."""
@@ -133,6 +138,7 @@ class _Generator:
         k.arrays = len(arguments)
         pointers = [f"types.CPointer({dtype})" for _, dtype, _ in arguments]
         lines = [_PRELUDE, f"SIGNATURE = (int64, int64, int64, {', '.join(pointers)})", ""]
+        lines += [f"dots{number} = dot_sweep({dots})" for number, dots in enumerate(self.sweeps)]
         lines += ["", f"def kernel(n, start, row, {', '.join(f'p_{name}' for name, _, _ in arguments)}):"]
         lines += [f"    {name} = carray(p_{name}, ({_UNBOUNDED}{f', {width}' if width else ''},))" for name, _, width in arguments]
         lines += _indent(self.prologue, 1)
@@ -209,7 +215,7 @@ class _Generator:
         if scratch:
             pads = [f"        F[{k}, j] = float32(0.0)" for k in scratch.values()]
             lines += ["    m8 = (m + 7) & ~7", "    for j in range(m, m8):", *pads]
-        lines += _indent([self._reduce(i, scratch) for i in here], 1)
+        lines += _indent([self._reduce(i, scratch) for i in here if self.nodes[i].op not in _DOTS] + self._dots(here, scratch), 1)
         for i in columns:
             x, y = (f"F[{scratch[j]}]" for j in self._swept(i))
             lines.append(f"    accumulate_columns(cols[{self.kernel.columns.index(i)}], {x}, {y}, c, m)")
@@ -367,11 +373,26 @@ class _Generator:
     def _reduce(self, i: int, scratch: dict[int, int]) -> str:
         node, a = self.nodes[i], self.reductions.index(i)
         x = f"F[{scratch[node.inputs[0]]}]"
-        if node.op in ("dot", "row_dot"):
-            return f"accumulate_dot(acc[{a}], {x}, F[{scratch[node.inputs[1]]}], m8)"
         if node.op in ("row_max", "row_largest", "largest"):
             return f"acc[{a}, 0] = larger(acc[{a}, 0], {'row_max' if node.op == 'row_max' else 'row_largest'}({x}, m))"
         return f"accumulate(acc[{a}], {x}, m8)"
+
+    def _dots(self, here: list[int], scratch: dict[int, int]) -> list[str]:
+        """Inner products, as many in one sweep as the processor has registers for their sums and operands."""
+        sweeps: list[list[tuple[int, int, int]]] = [[]]
+        for i in here:
+            if self.nodes[i].op in _DOTS:
+                one, other = (scratch[j] for j in self.nodes[i].inputs)
+                operands = {one, other, *(row for _, *pair in sweeps[-1] for row in pair)}
+                if len(sweeps[-1]) + 1 + len(operands) > SWEEP_REGISTERS:
+                    sweeps.append([])
+                sweeps[-1].append((self.reductions.index(i), one, other))
+        return [f"{self._sweep_name(tuple(dots))}(acc, F, m8)" for dots in sweeps if dots]
+
+    def _sweep_name(self, dots: tuple[tuple[int, int, int], ...]) -> str:
+        if dots not in self.sweeps:
+            self.sweeps.append(dots)
+        return f"dots{self.sweeps.index(dots)}"
 
     def _row_values(self, phase: int) -> list[str]:
         """Row folds that ended in `phase`, and the arithmetic on them, in float64."""

@@ -24,7 +24,7 @@ from plait.engine.whole import run_whole
 from plait.engine.worker import Host, Worker, like_in_page
 from plait.ops.dtypes import BY_CODE
 from plait.ops.op import NUMBER_FOLDS
-from plait.planner.blocks import BLOCK, aligned, block_count, block_elements, seen_whole
+from plait.planner.blocks import BLOCK, aligned, block_count, block_elements, seen_whole, strips
 from plait.planner.plan import Component
 from plait.planner.program import Program, Stage, scope_of
 from plait.planner.types import TensorRef
@@ -160,9 +160,10 @@ class ComponentRun:
             self.smalls.add_fold(i, [partial[place] for partial in main.partials])
         for place, i in enumerate(main.columns):
             total = np.zeros(self.program.nodes[i].shape)
-            for vectors in main.column_partials:
+            for vectors in main.strips:
                 total += vectors[place]
             self.smalls.values[i] = total
+        main.strips.clear()
         self.smalls.values.update(main.row_values)
 
     def _count_again(self, stage: Stage, missed: list[int]) -> Iterator[Pass]:
@@ -253,14 +254,15 @@ class BlockPass:
         self.blocks = run.blocks(stage)
         if stage.store and run.host.found:
             self._leave_out_durable()
-        self.units = len(self.blocks)
         nodes = run.program.nodes
         self.sums = [i for i in stage.folds if nodes[i].op in NUMBER_FOLDS]
         self.columns = [i for i in stage.folds if nodes[i].op == "column_dot"]
         self.row_values = {i: np.empty(nodes[i].shape) for i in stage.folds if nodes[i].op == "row_values"}
         self.selects = [i for i in stage.folds if nodes[i].op == "kth_magnitude"]
         self.partials: list[list[float]] = [[] for _ in self.blocks]
-        self.column_partials: list[list[Array]] = [[] for _ in self.blocks]
+        self.runs = strips(run.program, stage) if self.columns else [range(b, b + 1) for b in range(len(self.blocks))]
+        self.units = len(self.runs)
+        self.strips = [[np.zeros(nodes[i].shape) for i in self.columns] for _ in self.runs] if self.columns else []
         self._least: list[int] | None = None
 
     def _limits(self, runner: BlockRunner) -> list[int]:
@@ -281,7 +283,13 @@ class BlockPass:
         run.host.progress(elements * (itemsize + inputs))
 
     def run(self, worker: Worker, unit: int) -> None:
-        """Read, compute and write one block."""
+        """Read, compute and write one block, or a strip of them where columns are summed up."""
+        for block in self.runs[unit]:
+            result = self._block(worker, block)
+            for total, vector in zip(self.strips[unit] if self.columns else (), result.columns, strict=True):
+                total += vector
+
+    def _block(self, worker: Worker, unit: int) -> BlockResult:
         owner, program, host = self.owner, self.owner.program, self.owner.host
         _, first, n = self.blocks[unit]
         worker.arrange(program, self.stage)
@@ -306,10 +314,10 @@ class BlockPass:
                 host.sink.write(place.shard, offset, out.view(np.uint8))
                 done += out.nbytes
         host.progress(0 if self.count_only else done)
+        return result
 
     def _collect(self, unit: int, result: BlockResult) -> None:
         self.partials[unit] = result.sums
-        self.column_partials[unit] = [vector.copy() for vector in result.columns]
         _, first, n = self.blocks[unit]
         for vector, values in zip(self.row_values.values(), result.rows, strict=True):
             vector[first // self.stage.row_length : (first + n) // self.stage.row_length] = values

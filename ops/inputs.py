@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from plait.ops.algebra import random_bits
+from plait.ops.statistics import LayerScore
 from plait.ops.tensor import LazyTensor
 
 
@@ -19,6 +21,9 @@ class MergeInputs:
         shape: dimensions of every tensor here.
         name: name of the output tensor; read it only in a method declared with `uses_name`.
         role: embedding, attention, mlp, norm, head or other; likewise.
+        importance: for methods that are given it, a tensor of the same shape for each expert: how important each weight is, 0 or more.
+        base_importance: likewise, how important each weight of the base is to the expert's task.
+        sensitivity: likewise, what is known of each expert's layer.
     """
 
     base: LazyTensor | None
@@ -27,6 +32,9 @@ class MergeInputs:
     shape: tuple[int, ...]
     name: str = ""
     role: str = "other"
+    importance: tuple[LazyTensor, ...] = ()
+    base_importance: tuple[LazyTensor, ...] = ()
+    sensitivity: tuple[LayerScore, ...] = ()
 
     @property
     def origin(self) -> LazyTensor:
@@ -44,10 +52,24 @@ class MergeInputs:
         """The task vectors: expert - base."""
         return tuple(expert - self.origin for expert in self.experts)
 
+    @property
+    def vectors(self) -> tuple[LazyTensor, ...]:
+        """The task vectors where there is a base, else the experts themselves."""
+        return self.experts if self.base is None else self.deltas
+
+    def add(self, merged: LazyTensor) -> LazyTensor:
+        """A combination of `vectors`, put back onto the base where there is one."""
+        return merged if self.base is None else self.base + merged
+
     def random_bits(self, expert: int, seed: int, purpose: str) -> LazyTensor:
         """32 random bits an element, of the stream of expert number `expert`."""
         return random_bits(self.experts[expert], seed, purpose, self.labels[expert])
 
     def only(self, keep: list[int]) -> MergeInputs:
         """The same merge with fewer experts."""
-        return MergeInputs(self.base, tuple(self.experts[i] for i in keep), tuple(self.labels[i] for i in keep), self.shape, self.name, self.role)
+        per_expert: dict[str, Any] = {
+            name: tuple(values[i] for i in keep)
+            for name in ("experts", "labels", "importance", "base_importance", "sensitivity")
+            if (values := getattr(self, name))
+        }
+        return replace(self, **per_expert)

@@ -17,6 +17,7 @@ from importlib import metadata
 from typing import Any, Literal
 
 from plait.ops.errors import PlaitError
+from plait.ops.statistics import Statistic
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,7 @@ class Method:
         summary: one line for the catalogue.
         kinds: op kinds it is built of.
         uses_name: the expression depends on the tensor's name or role, not on its shape alone.
+        statistics: what it is given of every expert beside its weights.
         symmetric: the order of the experts does not matter to the result.
     """
 
@@ -131,6 +133,7 @@ class Method:
     endpoint_base: bool = False
     uses_name: bool = False
     symmetric: bool = True
+    statistics: tuple[Statistic, ...] = ()
     is_step: bool = False
 
     def param(self, name: str) -> Param | None:

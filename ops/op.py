@@ -123,7 +123,7 @@ declare("below", "map", "((uint32({0}) <= uint32({1} - 1)) & ({1} > 0))", lambda
 declare("cast", "map", result="same", casts="f", flops=2)
 
 # -- folds: a few numbers from all elements -----------------------------------------------------
-SUM = declare("sum", "fold", result="float64")
+SUM = declare("sum", "fold", result="float64", flops=4)
 DOT = declare("dot", "fold", result="float64", flops=2)
 LARGEST = declare("largest", "fold", result="float64")
 KTH = declare("kth_magnitude", "fold", result="float64", flops=0)
@@ -134,9 +134,9 @@ ROW_VALUES = declare("row_values", "fold", result="float64", flops=0)
 NUMBER_FOLDS = frozenset({"sum", "dot", "largest"})
 
 # -- rows ---------------------------------------------------------------------------------------
-ROW_SUM = declare("row_sum", "rows", result="float64")
+ROW_SUM = declare("row_sum", "rows", result="float64", flops=4)
 ROW_DOT = declare("row_dot", "rows", result="float64", flops=2)
-ROW_MAX = declare("row_max", "rows", result="float64")
+ROW_MAX = declare("row_max", "rows", result="float64", flops=2)
 ROW_LARGEST = declare("row_largest", "rows", result="float64")
 ROW_RANK = declare("row_rank", "rows", result="int32", flops=0)
 declare("take", "map", result="float32", flops=4)

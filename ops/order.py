@@ -10,7 +10,7 @@ from typing import Any
 
 from plait.ops.algebra import maximum, solve, solver, where
 from plait.ops.op import KTH
-from plait.ops.tensor import LazyTensor, elementwise
+from plait.ops.tensor import LazyTensor, const, elementwise
 
 
 def order_statistic(x: LazyTensor, rank: str, *, scope: str = "", ties: str = "first", among: LazyTensor | None = None) -> LazyTensor:
@@ -53,6 +53,14 @@ def top(x: LazyTensor, density: float, *, scope: str = "", ties: str = "first", 
     """
     rank = f"{'released' if ties == 'all' else 'top'} {density!r}"
     return ranked_above(x, order_statistic(x, rank, scope=scope, ties=ties, among=among))
+
+
+def beyond(x: LazyTensor, density: float, ties: str) -> LazyTensor:
+    """Mask of the largest magnitudes as `top` gives it (`first`), or without (`none`) or with (`all`) every element that equals the k-th largest."""
+    if ties == "first":
+        return top(x, density)
+    cut = order_statistic(x, f"top {density!r}")
+    return elementwise("keep_top", elementwise("magnitude_key", x), cut[0], const(0.0 if ties == "none" else 2.0**62))
 
 
 def middle(x: LazyTensor, above: float, density: float, *, scope: str = "") -> LazyTensor:

@@ -246,11 +246,12 @@ def _plan_recipe(path: str | Path, options: Options) -> tuple[Plan, tuple[SideFi
     def open_near(text: str) -> Checkpoint:
         return open_checkpoint(resolve_model(text, near), text)
 
-    assembly = assemble(recipe, open_near)
+    assembly = assemble(recipe, open_near, find=lambda text: resolve_model(text, near))
     specs = job_specs(assembly.jobs)
     title = " + ".join([recipe.method, *dict.fromkeys(step.name for job in assembly.jobs for step in job.steps)])
     shapes = {job.output: job.shape for job in assembly.jobs}
-    planned = _make(title, specs, shapes, assembly.checkpoints, options, assembly.notes)
+    read = (*assembly.checkpoints, *assembly.statistics)
+    planned = _make(title, specs, shapes, read, options, assembly.notes)
     summary = {"method": title, "models": [c.label for c in assembly.checkpoints], "notes": list(planned.notes)}
     sides = side_files(
         assembly.donor,
@@ -260,7 +261,7 @@ def _plan_recipe(path: str | Path, options: Options) -> tuple[Plan, tuple[SideFi
         summary=summary,
         layer_sources=_layer_sources(assembly.jobs) if assembly.num_layers is not None else None,
     )
-    return planned, sides, [c.path for c in assembly.checkpoints]
+    return planned, sides, [c.path for c in read]
 
 
 def _layer_sources(jobs: Sequence[Job]) -> list[int]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from plait.models import Merged, Model
+from plait.models import Merged, Model, open_model
 from plait.ops.errors import PlanError
 from plait.ops.method import Method, nearest
 from plait.ops.method import methods as registered_methods
 from plait.ops.method import steps as registered_steps
+from plait.planner.checkpoint import resolve_model
+from plait.planner.statistics import LayerFile, read_layer_file
 
 
 class Catalogue:
@@ -34,7 +37,9 @@ class Catalogue:
 
 def _function(method: Method) -> Callable[..., Model]:
     def merge(*, base: Model | None = None, experts: Sequence[Model], **params: Any) -> Model:
-        return Merged(method, _base(method, base), _experts(method, experts), check_params(method, params, len(experts)))
+        tensors, layers = _statistics(method, params, len(experts))
+        checked = check_params(method, params, len(experts))
+        return Merged(method, _base(method, base), _experts(method, experts), checked, tensors=tensors, layers=layers)
 
     merge.__name__, merge.__doc__ = method.name, _doc(method)
     return merge
@@ -50,6 +55,7 @@ def _step(method: Method) -> Callable[..., Model]:
 
 def _doc(method: Method) -> str:
     lines = [method.doc, "", "Args:"]
+    lines += [f"    {s.name}: one an expert. {s.doc}" for s in method.statistics]
     lines += [f"    {p.keyword}: {p.doc} Default {p.default}." for p in method.params]
     return "\n".join([*lines, "", f"Source: {method.source}."])
 
@@ -68,6 +74,22 @@ def _experts(method: Method, experts: Sequence[Model]) -> Sequence[Model]:
         wanted = f"{least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
         raise PlanError(f"{method.name} takes {wanted} experts, not {len(experts)}", method=method.name)
     return experts
+
+
+def _statistics(method: Method, given: dict[str, Any], experts: int) -> tuple[list[Model], list[LayerFile]]:
+    """Take the statistics out of the keywords of a call: models or paths, one an expert."""
+    tensors: list[Model] = []
+    layers: list[LayerFile] = []
+    for statistic in method.statistics:
+        values = given.pop(statistic.name, None)
+        if isinstance(values, (str, Path, Model)) or not isinstance(values, Sequence) or len(values) != experts:
+            what = "models or paths of checkpoints" if statistic.kind == "tensors" else "paths of JSON files"
+            raise PlanError(f"{method.name} needs {statistic.name}=[...]: {experts} {what}, one an expert", method=method.name, parameter=statistic.name)
+        if statistic.kind == "layers":
+            layers += [read_layer_file(resolve_model(str(value)), str(value)) for value in values]
+        else:
+            tensors += [value if isinstance(value, Model) else open_model(value) for value in values]
+    return tensors, layers
 
 
 def check_params(method: Method, given: dict[str, Any], experts: int) -> dict[str, Any]:

@@ -10,10 +10,12 @@ from plait.ops.dtypes import BY_CODE, promote
 from plait.ops.errors import PlanError
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import Method, nearest
+from plait.ops.statistics import LayerScore
 from plait.ops.tensor import LazyTensor, binary
 from plait.planner.checkpoint import open_checkpoint, resolve_model
-from plait.planner.expressions import OutputSpec, leaf_of
+from plait.planner.expressions import OutputSpec, by_statistic, leaf_of
 from plait.planner.layers import role as role_of
+from plait.planner.statistics import LayerFile
 from plait.planner.types import Checkpoint, TensorRef
 
 Number = int | float
@@ -31,6 +33,10 @@ class Model:
     def leaves(self, name: str) -> list[TensorRef]:
         """Stored tensors that tensor `name` is made of, in a fixed order, repeated where used twice."""
         raise TypeError("an abstract model has no tensors")
+
+    def weights(self, name: str) -> list[TensorRef]:
+        """Of the leaves those that are weights, whose dtypes decide that of the output."""
+        return self.leaves(name)
 
     def signature(self, name: str) -> Hashable:
         """Equal for tensors whose expressions differ in their stored tensors alone."""
@@ -143,6 +149,10 @@ class Arithmetic(Model):
         """Those of both sides."""
         return [ref for m in self._models for ref in m.leaves(name)]
 
+    def weights(self, name: str) -> list[TensorRef]:
+        """Those of both sides."""
+        return [ref for m in self._models for ref in m.weights(name)]
+
     def signature(self, name: str) -> Hashable:
         """Operator and sides."""
         return (self.op, *(m.signature(name) if isinstance(m, Model) else m for m in (self.left, self.right)))
@@ -162,9 +172,21 @@ class Merged(Model):
         experts: models that it merges.
         params: by Python keyword, checked; per-expert ones are tuples.
         merged: for a step, the model that it follows.
+        tensors: statistics that are models: for each of the method's one an expert.
+        layers: statistics of layers, one an expert, where the method has such a statistic.
     """
 
-    def __init__(self, method: Method, base: Model | None, experts: Sequence[Model], params: dict[str, Any], merged: Model | None = None) -> None:
+    def __init__(
+        self,
+        method: Method,
+        base: Model | None,
+        experts: Sequence[Model],
+        params: dict[str, Any],
+        merged: Model | None = None,
+        tensors: Sequence[Model] = (),
+        layers: Sequence[LayerFile] = (),
+    ) -> None:
+        self.tensors, self.layers = tuple(tensors), tuple(layers)
         self.method, self.base, self.experts, self.params, self.merged = method, base, tuple(experts), params, merged
         self.donor = (base or self.experts[0]).donor
         self.labels = tuple(e.donor.label if isinstance(e, Opened) else f"{e.donor.label}#{i}" for i, e in enumerate(self.experts, 1))
@@ -174,20 +196,35 @@ class Merged(Model):
         return [m for m in (self.merged, self.base, *self.experts) if m is not None]
 
     def leaves(self, name: str) -> list[TensorRef]:
+        """Those of the base, of all experts and of their statistics."""
+        return [ref for m in (*self._models, *self.tensors) for ref in m.leaves(name)]
+
+    def weights(self, name: str) -> list[TensorRef]:
         """Those of the base and all experts."""
-        return [ref for m in self._models for ref in m.leaves(name)]
+        return [ref for m in self._models for ref in m.weights(name)]
 
     def signature(self, name: str) -> Hashable:
         """Method, parameters and models."""
         named = name if self.method.uses_name else None
-        return (self.method.name, tuple(sorted(self.params.items())), self.labels, named, *(m.signature(name) for m in self._models))
+        models = [m.signature(name) for m in (*self._models, *self.tensors)]
+        return (self.method.name, tuple(sorted(self.params.items())), self.labels, named, self._scores(name), *models)
+
+    def _scores(self, name: str) -> tuple[LayerScore, ...]:
+        scores = []
+        for file in self.layers:
+            score = file.score(name)
+            if score is None:
+                raise PlanError(f"tensor {name!r} belongs to no layer of {file.label}; add it, or its layer", tensor=name)
+            scores.append(score)
+        return tuple(scores)
 
     def build(self, name: str, leaves: Iterator[LazyTensor]) -> LazyTensor:
         """The method's expression."""
         merged = self.merged.build(name, leaves) if self.merged is not None else None
         base = self.base.build(name, leaves) if self.base is not None else None
         experts = tuple(e.build(name, leaves) for e in self.experts)
-        t = MergeInputs(base, experts, self.labels, experts[0].shape, name, role_of(name))
+        given = by_statistic(self.method, [m.build(name, leaves) for m in self.tensors], self._scores(name))
+        t = MergeInputs(base, experts, self.labels, experts[0].shape, name, role_of(name), **given)
         result: LazyTensor = self.method.build(t, merged, **self.params) if merged is not None else self.method.build(t, **self.params)
         return result
 
@@ -264,6 +301,6 @@ def _copied(name: str, ref: TensorRef) -> OutputSpec:
 def _merged(model: Model, name: str, leaves: list[TensorRef], dtype: str | None) -> OutputSpec:
     unique = tuple(dict.fromkeys(leaves))
     pattern = tuple(unique.index(leaf) for leaf in leaves)
-    out = dtype or promote([leaf.dtype for leaf in leaves])
+    out = dtype or promote([leaf.dtype for leaf in model.weights(name)])
     signature = (model.signature(name), pattern, tuple(u.dtype for u in unique), unique[0].shape, out)
     return OutputSpec(name, out, unique, signature, lambda nodes: model.build(name, iter([nodes[p] for p in pattern])), role_of(name))

@@ -28,6 +28,7 @@ def method_json(method: Method) -> dict[str, Any]:
         "kinds": list(method.kinds),
         "source": method.source,
         "step": method.is_step,
+        "statistics": [{"name": s.name, "kind": s.kind, "doc": s.doc} for s in method.statistics],
         "parameters": [
             {
                 "name": p.name,
@@ -66,6 +67,9 @@ def show_method(method: Method) -> None:
     console.print(f"[bold]{method.name}[/]  {method.family}" + ("  (a step after any merge)" if method.is_step else ""))
     console.print(method.doc, markup=False)
     console.print(f"\nsource: {method.source}\nruns as: {', '.join(method.kinds)}; base: {_BASE[method.base]}", markup=False)
+    for s in method.statistics:
+        what = "a checkpoint beside each model" if s.kind == "tensors" else "a JSON file beside each model"
+        console.print(f"{s.name}: PATH, {what}. {s.doc}", markup=False)
     if not method.params:
         return
     table = Table(box=None, pad_edge=False, title_justify="left")

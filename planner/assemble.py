@@ -6,19 +6,23 @@ everything that does not fit is found here, from headers alone, and told at once
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from operator import attrgetter
+from pathlib import Path
 
 from plait.ops import method as registry
 from plait.ops.dtypes import BY_CODE, BY_NAME
 from plait.ops.errors import CheckpointError, PlanError, RecipeError
 from plait.ops.method import Method
+from plait.ops.statistics import Statistic
+from plait.planner.checkpoint import resolve_model
 from plait.planner.findings import Findings
 from plait.planner.layers import infer_layers, layer_map, split
 from plait.planner.parameters import Resolver
 from plait.planner.recipe_types import ModelRef, Part, Recipe, Source, model_key
 from plait.planner.sliced import add_slices
+from plait.planner.statistics import Given, read_layer_file
 from plait.planner.tensor_jobs import Group, JobBuilder
 from plait.planner.tokenizer_check import check_same_tokenizer
 from plait.planner.types import Checkpoint, Job
@@ -35,6 +39,7 @@ class Assembly:
         num_layers: the output's layer count where it differs from the donor's, else None.
         notes: what a user should know about how tensors were treated.
         dtype_name: dtype for the output's configuration.
+        statistics: checkpoints of statistics that are read beside the models.
     """
 
     jobs: tuple[Job, ...]
@@ -43,6 +48,7 @@ class Assembly:
     num_layers: int | None
     notes: tuple[str, ...]
     dtype_name: str
+    statistics: tuple[Checkpoint, ...] = ()
 
 
 def assemble(
@@ -50,12 +56,14 @@ def assemble(
     open: Callable[[str], Checkpoint],
     methods: Mapping[str, Method] | None = None,
     steps: Mapping[str, Method] | None = None,
+    find: Callable[[str], Path] = resolve_model,
 ) -> Assembly:
     """The jobs of a recipe.
 
     Args:
         recipe: from `load_recipe`.
         open: gives a model's headers by the text in the recipe; called once for each model.
+        find: gives the path of a file by the text in the recipe, for statistics that are no checkpoints.
         methods, steps: known methods and steps by name; by default plait's registry.
 
     Raises:
@@ -69,6 +77,8 @@ def assemble(
     donor = next(iter(models.values()))
     _check_tokenizers(recipe, models, open)
     groups = _groups(recipe, method, known_steps, models, donor)
+    if method.statistics:
+        groups = _with_statistics(recipe, method, groups, open, find)
     builder = JobBuilder(recipe, method, known_steps)
     num_layers = None
     if recipe.sliced:
@@ -81,7 +91,9 @@ def assemble(
     ordered = tuple({m.path: m for m in models.values() if m.path in checkpoints or m is donor}.values())
     dtype_name = _dtype_name(recipe, builder.jobs)
     notes = (*_base_notes(recipe), *builder.notes(), *_model_notes(recipe, donor, ordered, dtype_name))
-    return Assembly(tuple(builder.jobs), donor, ordered, num_layers, notes, dtype_name)
+    given = [known.source for group in groups for expert in group.statistics for known in expert]
+    statistics = {source.path: source for source in given if isinstance(source, Checkpoint) and source.path not in checkpoints}
+    return Assembly(tuple(builder.jobs), donor, ordered, num_layers, notes, dtype_name, tuple(statistics.values()))
 
 
 def _open(open: Callable[[str], Checkpoint], ref: ModelRef) -> Checkpoint:
@@ -122,6 +134,27 @@ def _groups(recipe: Recipe, method: Method, steps: Mapping[str, Method], models:
         groups.append(Group(experts, base, reference, resolver, mark, inputs, tuple(m.label for m in experts)))
     problems.raise_any(RecipeError)
     return groups
+
+
+def _with_statistics(recipe: Recipe, method: Method, groups: Sequence[Group], open: Callable[[str], Checkpoint], find: Callable[[str], Path]) -> list[Group]:
+    """The groups with what the recipe gives of each expert beside its weights."""
+    opened: dict[tuple[str, str], Given] = {}
+
+    def given(statistic: Statistic, source: Source) -> Given:
+        ref = source.statistics[statistic.name]
+        key = (statistic.kind, model_key(ref.text))
+        if key not in opened:
+            try:
+                read = open(ref.text) if statistic.kind == "tensors" else read_layer_file(find(ref.text), ref.text)
+            except CheckpointError as error:
+                raise type(error)(f"{ref.mark}: {error.message}", **error.facts) from error
+            opened[key] = Given(statistic.name, read, ref.mark)
+        return replace(opened[key], name=statistic.name, mark=ref.mark)
+
+    found = []
+    for part, group in zip(recipe.parts, groups, strict=True):
+        found.append(replace(group, statistics=tuple(tuple(given(s, source) for s in method.statistics) for source in part.experts)))
+    return found
 
 
 def _merges_base(part: Part, recipe: Recipe, method: Method) -> bool:

@@ -23,6 +23,7 @@ SCOPE_PIECES, SCOPE_PIECE = 512, 512
 #: Distinct values of one block that an order statistic remembers with their counts; more are counted again when needed.
 SPARSE_LIMIT = 512
 RANK_COUNTS = 3 << 11  #: counters of the radix sort behind row ranks
+STRIPS = 16  #: runs of blocks over which columns are summed up, each by one worker
 PAGE = 4096
 SEARCH_PIECE = 1 << 16
 
@@ -60,6 +61,18 @@ def block_count(stage: Stage, numel: int) -> int:
     """Blocks of one pass; an empty tensor has none."""
     size = block_elements(stage, numel)
     return -(-numel // size) if size else 0
+
+
+def strips(program: Program, stage: Stage) -> list[range]:
+    """Numbers of the blocks that are worked on one after the other: each alone, but where columns are summed up at most 16 runs of them.
+
+    A sum of columns is as long as a row. One for each run, however many rows there are, keeps them few; the runs follow from the shape
+    alone, so that they are added up in one order.
+    """
+    count = block_count(stage, program.numel)
+    columns = any(program.nodes[i].op == "column_dot" for i in stage.folds)
+    each = max(1, -(-count // STRIPS)) if columns else 1
+    return [range(first, min(first + each, count)) for first in range(0, count, each)]
 
 
 def sample_starts(stage: Stage, numel: int, pieces: int = SAMPLE_PIECES, piece: int = SAMPLE_PIECE) -> tuple[list[int], int]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from plait.ops.dtypes import BY_CODE
-from plait.planner.blocks import COARSE, FINE, SPARSE_LIMIT, aligned, block_count, block_elements, sample_starts, seen_whole
+from plait.planner.blocks import COARSE, FINE, SPARSE_LIMIT, aligned, block_count, block_elements, sample_starts, seen_whole, strips
 from plait.planner.program import Node, Program, Stage, scope_of
 
 _SPARSE_BYTES = 2 * SPARSE_LIMIT * 8
@@ -114,7 +114,7 @@ def component_bytes(program: Program, *, workspace: bool = True) -> int:
             held += sum(tensor_bytes(program.nodes[i]) for i in earlier.keeps if _keep_until(program, i) >= number)
         for earlier in program.stages[:number]:
             held += sum(tensor_bytes(program.nodes[w]) for w in earlier.wholes if program.nodes[w].op != "hold" and last_use(program, w) >= number)
-        folds = sum(_partials_bytes(program.nodes[i], block_count(stage, program.numel)) for i in stage.folds) + _vector_bytes(program)
+        folds = sum(_partials_bytes(program, stage, i) for i in stage.folds) + _vector_bytes(program)
         found = len(selects(program, stage))
         histograms = found * ((COARSE + FINE) * 8 + _SPARSE_BYTES * block_count(stage, program.numel))
         histograms = max(histograms, _sampling_bytes(program, stage, found))  # the sample is gone when counting begins
@@ -123,11 +123,12 @@ def component_bytes(program: Program, *, workspace: bool = True) -> int:
     return peak
 
 
-def _partials_bytes(node: Node, blocks: int) -> int:
-    """What the blocks of a stage give for a fold: a number each, or a vector of the columns; those of the rows make up one."""
+def _partials_bytes(program: Program, stage: Stage, fold: int) -> int:
+    """What a stage gives for a fold: a number a block, or a vector of the columns a strip of blocks; those of the rows make up one."""
+    node = program.nodes[fold]
     if node.op == "column_dot":
-        return 8 * numel(node.shape) * blocks
-    return 8 * (numel(node.shape) if node.op == "row_values" else blocks)
+        return 8 * numel(node.shape) * len(strips(program, stage))
+    return 8 * (numel(node.shape) if node.op == "row_values" else block_count(stage, program.numel))
 
 
 def _vector_bytes(program: Program) -> int:

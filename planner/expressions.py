@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from plait.ops.algebra import cast
 from plait.ops.errors import PlanError
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import Method, methods, steps
+from plait.ops.statistics import LayerScore
 from plait.ops.tensor import LazyTensor, load
 from plait.planner.graph import verify
 from plait.planner.program import Program, lower
@@ -59,11 +60,12 @@ def job_specs(jobs: Sequence[Job]) -> list[OutputSpec]:
 
 def _spec(job: Job, known: dict[str, Method], known_steps: dict[str, Method], origin: str) -> OutputSpec:
     named = job.method != "copy" and (known[job.method].uses_name or any(known_steps[s.name].uses_name for s in job.steps))
-    leaves = refs = job.experts if job.base is None else (job.base, *job.experts)
+    leaves = refs = (*job.experts, *job.statistics) if job.base is None else (job.base, *job.experts, *job.statistics)
     if len(set(refs)) < len(refs):  # one tensor in two places: each is a leaf once
         leaves = tuple(dict.fromkeys(refs))
     places = tuple(range(len(refs))) if leaves is refs else tuple([leaves.index(ref) for ref in refs])
-    base, experts = (None, places) if job.base is None else (places[0], places[1:])
+    base, rest = (None, places) if job.base is None else (places[0], places[1:])
+    experts, statistics = rest[: len(job.experts)], rest[len(job.experts) :]
     storages = tuple([ref.dtype for ref in leaves])
     signature = (
         job.method,
@@ -72,6 +74,8 @@ def _spec(job: Job, known: dict[str, Method], known_steps: dict[str, Method], or
         storages,
         base,
         experts,
+        statistics,
+        job.scores,
         job.labels,
         job.load_dtype,
         job.dtype,
@@ -80,23 +84,39 @@ def _spec(job: Job, known: dict[str, Method], known_steps: dict[str, Method], or
     )
 
     def build(nodes: Sequence[LazyTensor]) -> LazyTensor:
-        return _job_expression(job, nodes, base, experts, known, known_steps)
+        return _job_expression(job, nodes, base, experts, statistics, known, known_steps)
 
     return OutputSpec(job.output, job.dtype, leaves, signature, build, job.role, job.layer, origin)
 
 
 def _job_expression(
-    job: Job, nodes: Sequence[LazyTensor], base: int | None, experts: tuple[int, ...], known: dict[str, Method], known_steps: dict[str, Method]
+    job: Job,
+    nodes: Sequence[LazyTensor],
+    base: int | None,
+    experts: tuple[int, ...],
+    statistics: tuple[int, ...],
+    known: dict[str, Method],
+    known_steps: dict[str, Method],
 ) -> LazyTensor:
     if job.method == "copy":
         return nodes[experts[0]]
     rounded = [n if job.load_dtype is None else cast(n, job.load_dtype) for n in nodes]
     origin = None if base is None else rounded[base]
-    t = MergeInputs(origin, tuple(rounded[e] for e in experts), job.labels, job.shape, job.output, job.role)
-    merged: LazyTensor = known[job.method].build(t, **dict(job.params))
+    method = known[job.method]
+    given = by_statistic(method, [nodes[s] for s in statistics], job.scores)  # as stored, whatever dtype the models are rounded to
+    t = MergeInputs(origin, tuple(rounded[e] for e in experts), job.labels, job.shape, job.output, job.role, **given)
+    merged: LazyTensor = method.build(t, **dict(job.params))
     for call in job.steps:
         merged = known_steps[call.name].build(t, merged, **dict(call.params))
     return merged
+
+
+def by_statistic(method: Method, tensors: Sequence[LazyTensor], scores: Sequence[LayerScore]) -> dict[str, Any]:
+    """What a method is given beside the weights, as fields of `MergeInputs`: of each statistic one value an expert."""
+    kinds = [s for s in method.statistics if s.kind == "tensors"]
+    each = len(tensors) // len(kinds) if kinds else 0
+    found: dict[str, Any] = {s.name: tuple(tensors[n * each : (n + 1) * each]) for n, s in enumerate(kinds)}
+    return found | {s.name: tuple(scores) for s in method.statistics if s.kind == "layers"}
 
 
 def compile_specs(specs: Sequence[OutputSpec]) -> tuple[list[Program], list[int]]:

@@ -33,7 +33,7 @@ class Rates:
         load_ns: reading a stored element of one input in a kernel.
         store_ns: rounding and storing an element.
         map_ns: one arithmetic operation (`Op.flops`) of a fused map.
-        fold_ns: adding an element to a sum; a dot takes two of them.
+        fold_ns: half of what adding an element to one of several inner products takes; other sums take `Op.flops` of it.
         random_ns: drawing random bits for an element.
         count_ns: counting an element for an order statistic.
         rank_ns: ranking an element within its row.
@@ -64,7 +64,7 @@ class Rates:
     load_ns: float = 0.04
     store_ns: float = 0.1
     map_ns: float = 0.03
-    fold_ns: float = 0.1
+    fold_ns: float = 0.05
     random_ns: float = 1.2
     count_ns: float = 1.5
     rank_ns: float = 20.0

@@ -21,6 +21,7 @@ from pathlib import Path
 from plait.ops import method as registry
 from plait.ops.errors import CheckpointError, RecipeError
 from plait.ops.method import Method, nearest
+from plait.ops.statistics import STATISTICS
 from plait.planner import yaml_source as ys
 from plait.planner.parameters import Level, Settings, parse_settings
 from plait.planner.recipe_checks import check_use
@@ -223,7 +224,7 @@ class _Parser(RecipeReader):
             self.problems.add(node.mark, f"{what} is a mapping; write '- model: PATH'")
             return None
         later = {} if sliced else {"layer_range": "layer_range belongs to slices; write slices: with sources: instead of models:"}
-        self.keys(node, ("model", "layer_range", "parameters") if sliced else ("model", "parameters"), what, later)
+        self.keys(node, ("model", *(("layer_range",) if sliced else ()), "parameters", *STATISTICS), what, later)
         settings = self.settings(node, "model")
         span = self.layer_range(node) if sliced else None
         if "model" not in node.entries:
@@ -231,7 +232,8 @@ class _Parser(RecipeReader):
             return None
         model = self.model(node, "model")
         mark = node.entries["layer_range"].node.mark if sliced and "layer_range" in node.entries else node.mark
-        return Source(model, span, mark, settings) if model else None
+        found = {name: self.path(node.entries[name].node, name) for name in STATISTICS if name in node.entries}
+        return Source(model, span, mark, settings, {name: ref for name, ref in found.items() if ref is not None}) if model else None
 
     def layer_range(self, node: ys.Mapping) -> tuple[int, int] | None:
         entry = node.entries.get("layer_range")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from plait.ops.method import Method
+from plait.ops.method import Method, nearest
 from plait.planner import yaml_source as ys
 from plait.planner.recipe_types import Part, Recipe, model_key
 
@@ -22,6 +22,7 @@ def check_use(recipe: Recipe, method: Method, steps: Mapping[str, Method], probl
         else:
             _count(part, method, problems)
         _required_per_model(part, recipe, method, problems)
+        _statistics(part, method, problems)
         for param in method.params:
             if param.required and not param.per_expert and not any(param.name in level for level in (part.settings, recipe.settings)):
                 problems.add(recipe.mark, f"{method.name} needs the parameter {param.name!r}; give it under the recipe's parameters")
@@ -61,3 +62,19 @@ def _required_per_model(part: Part, recipe: Recipe, method: Method, problems: ys
             if param.name not in source.settings:
                 where = "under this model's parameters, or for all models under the recipe's parameters"
                 problems.add(source.model.mark, f"{source.model.text} has no {param.name}, which {method.name} needs; give it {where}")
+
+
+def _statistics(part: Part, method: Method, problems: ys.Problems) -> None:
+    """Every expert has what the method is given beside the weights, and nothing has what it does not use."""
+    needed = {statistic.name: statistic for statistic in method.statistics}
+    for source in part.sources:
+        for name, ref in source.statistics.items():
+            if source is part.base:
+                problems.add(ref.mark, f"{source.model.text} is the base, whose {name} has no effect; remove it")
+            elif name not in needed:
+                problems.add(ref.mark, f"{method.name} takes no {name}{nearest(name, needed) or '; remove it'}")
+    for source in part.experts:
+        for name, statistic in needed.items():
+            if name not in source.statistics:
+                kind = "a checkpoint with a tensor for each of the model's" if statistic.kind == "tensors" else "a JSON file of layers"
+                problems.add(source.model.mark, f"{source.model.text} has no {name}, which {method.name} needs; write '{name}: PATH' beside it, {kind}")

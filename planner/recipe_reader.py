@@ -40,6 +40,11 @@ class RecipeReader:
         self.problems.add(node.mark, f"{what} must be a name; put it in quotes if it looks like a number")
         return None
 
+    def path(self, node: ys.Node, what: str) -> ModelRef | None:
+        """A file or folder that is no model."""
+        text = self.word(node, what)
+        return None if text is None else ModelRef(text, node.mark)
+
     def listed(self, node: ys.Mapping, key: str) -> tuple[ys.Node, ...]:
         """The items of a list."""
         entry = node.entries.get(key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os.path
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from plait.planner.parameters import Settings
 from plait.planner.types import Mark
@@ -31,12 +31,14 @@ class Source:
         layer_range: `(start, end)`, half-open, or None under `models:`.
         mark: of the range, or of the model.
         settings: its own parameters.
+        statistics: what is known of it, by the statistic's name.
     """
 
     model: ModelRef
     layer_range: tuple[int, int] | None
     mark: Mark
     settings: Settings
+    statistics: dict[str, ModelRef] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from plait.ops.dtypes import BY_CODE, BY_NAME, promote
 from plait.ops.method import Method
+from plait.ops.statistics import LayerScore
 from plait.planner.findings import Findings
 from plait.planner.layers import holds_vocabulary, rest_role, role, split
 from plait.planner.parameters import MissingValue, Params, Resolver
 from plait.planner.recipe_types import Recipe
+from plait.planner.statistics import Given, LayerFile, tensor_of
 from plait.planner.types import Checkpoint, Job, Mark, StepCall, TensorRef
 
 #: Integer codes in which quantised weights are packed.
@@ -30,6 +32,7 @@ class Group:
         mark: recipe line to name.
         inputs: every model that is read: the experts, then the base.
         labels: the experts'.
+        statistics: for each expert what is known of it, in the method's order.
     """
 
     experts: tuple[Checkpoint, ...]
@@ -39,6 +42,7 @@ class Group:
     mark: Mark
     inputs: tuple[Checkpoint, ...]
     labels: tuple[str, ...]
+    statistics: tuple[tuple[Given, ...], ...] = ()
 
 
 class JobBuilder:
@@ -88,6 +92,9 @@ class JobBuilder:
         dtypes = self._fitting.get((tuple([ref.dtype for ref in refs]), plain)) or self._dtypes(output, models, refs, plain)
         if dtypes is None:
             return
+        known = self._statistics(group, names, refs) if group.statistics else ((), ())
+        if known is None:
+            return
         count = len(group.experts)
         self.jobs.append(
             Job(
@@ -104,6 +111,7 @@ class JobBuilder:
                 rest_role(rest, layer is not None),
                 layer,
                 group.mark,
+                *known,
             )
         )
 
@@ -130,6 +138,28 @@ class JobBuilder:
             advice = f"add a value without filter after the filtered ones of {gap.param}"
             self.unset.add((gap.param, gap.expert, group.mark), f"{owner} no {gap.param} for tensor {output!r}: no filter matches it; {advice}", group.mark)
             return None
+
+    def _statistics(self, group: Group, names: Sequence[str], refs: Sequence[TensorRef]) -> tuple[tuple[TensorRef, ...], tuple[LayerScore, ...]] | None:
+        """What is known of one tensor of each expert; None where something is missing."""
+        tensors: list[TensorRef] = []
+        scores: list[LayerScore] = []
+        complete = True
+        for kind in zip(*group.statistics, strict=True):  # one statistic, an expert each
+            for i, given in enumerate(kind):
+                owner = len(group.experts) if given.name.startswith("base_") and group.base is not None else i
+                found: TensorRef | LayerScore | str
+                if isinstance(given.source, LayerFile):
+                    found = given.source.score(names[i]) or f"tensor {names[i]!r} belongs to no layer of {given.source.label}; add it, or its layer"
+                else:
+                    found = tensor_of(given, (names[owner], refs[owner].name), refs[owner].shape, group.inputs[owner].label)
+                if isinstance(found, str):
+                    self.problems.add((given.name, given.source.label), found, given.mark)
+                    complete = False
+                elif isinstance(found, LayerScore):
+                    scores.append(found)
+                else:
+                    tensors.append(found)
+        return (tuple(tensors), tuple(scores)) if complete else None
 
     def _step_calls(self, output: str, t: float) -> tuple[StepCall, ...]:
         calls = []

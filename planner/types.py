@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from plait.ops.statistics import LayerScore
+
 
 @dataclass(frozen=True, slots=True)
 class Mark:
@@ -99,6 +101,8 @@ class Job(NamedTuple):
         role: embedding, attention, mlp, norm, head or other.
         layer: output layer number, or None outside the layers.
         mark: recipe line to name in errors, where there is one.
+        statistics: tensors of what is known of the experts: for each statistic of the method one an expert.
+        scores: likewise, what is known of each expert's layer.
     """
 
     output: str
@@ -114,6 +118,8 @@ class Job(NamedTuple):
     role: str = "other"
     layer: int | None = None
     mark: Mark | None = None
+    statistics: tuple[TensorRef, ...] = ()
+    scores: tuple[LayerScore, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,19 +38,15 @@ LATER = {
     "bitdelta",
     "doge_ta",
     "drm",
-    "emr",
-    "fisher",
     "git_rebasin",
     "iso_cts",
     "knots",
-    "led",
     "mats_cg",
     "opcm",
     "regmean",
     "regmean_plusplus",
     "star",
     "svc",
-    "tall_consensus",
     "tsv_m",
     "twin_svd",
 }
@@ -58,12 +54,16 @@ LATER = {
 HERE = {
     "dare": {"a", "c_ties", "d_no_rescale"},
     "della": {"a", "c_count_no_normalize"},
+    "emr": {"a"},
+    "fisher": {"a", "c_bloomberg_param"},
     "iso_c": {"a", "c_lora"},
+    "led": {"a"},
     "magic_wsc": {"a", "a_list", "c_sphere_L1", "c_sphere_L2_list"},
     "breadcrumbs": {"a"},
     "pcb": {"a_A", "a_B", "a_C"},
     "sce_fuseai": {"a"},
     "widen": {"a"},
+    "tall_consensus": {"a", "c_ties"},
     "ties": {"a", "c_bf16_ties", "d_normmass_max", "e_normfrac", "f_per_tensor", "g_per_tensor"},
 }
 _ELECT = {"mass": "sum", "normmass": "normmass", "normfrac": "normfrac"}
@@ -107,10 +107,14 @@ class Paper:
 
     @property
     def output(self) -> dict[str, Array]:
-        found = {name: t.value for name, t in read_file(self.folder / "out.safetensors").items() if not name.startswith("ratio_mean.")}
-        found.pop("scale", None)  # the scale by which the pcb case was merged, not a tensor of the model
+        found = {name: t.value for name, t in read_file(self.folder / "out.safetensors").items() if name in self.base}
         assert set(found) == set(self.base)
         return found
+
+    def made(self, prefix: str) -> dict[str, Array]:
+        """Tensors of the output whose name begins with `prefix` and a dot, without it."""
+        found = read_file(self.folder / "out.safetensors")
+        return {name.removeprefix(f"{prefix}."): t.value for name, t in found.items() if name.startswith(f"{prefix}.")}
 
     def models(self, folder: Path) -> tuple[Path, list[Path]]:
         """Base and experts as checkpoints on disk."""

@@ -12,6 +12,7 @@ caller pads the last with zeros.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,53 @@ def accumulate_dot(acc: Any, x: Any, y: Any, n: Any) -> None:
     A product of two float32 is exact in float64, so it makes no difference whether the processor fuses it with the sum.
     """
     _add_product(acc, x, y, n)
+
+
+@cache
+def dot_sweep(dots: tuple[tuple[int, int, int], ...]) -> Any:
+    """A function `(acc, x, n)` that adds several products in one sweep, each operand converted to float64 once.
+
+    Every dot has lanes of its own, added to in the order of the elements: the bits are those of `accumulate_dot` called for one after the
+    other, which waits for each sum before it begins the next addition to it and reads every operand again.
+
+    Args:
+        dots: for each the row of `acc` it is added to, and the rows of `x` that are its operands.
+
+    Returns:
+        A function for compiled code: `acc` float64 `[rows, 8]`, `x` float32 `[rows, length]`, both contiguous, `n` a multiple of 8.
+    """
+    operands = sorted({row for _, *pair in dots for row in pair})
+
+    @intrinsic
+    def add(typingctx: Any, acc: Any, x: Any, n: Any) -> Any:
+        for array, dtype in ((acc, types.float64), (x, types.float32)):
+            if not (isinstance(array, types.Array) and array.ndim == 2 and array.layout == "C" and array.dtype == dtype):
+                raise TypingError(f"a sweep takes contiguous arrays of rows, float64 and float32; {array} is neither")
+
+        def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            rows = context.make_array(signature.args[1])(context, b, args[1])
+            length = cgutils.unpack_tuple(b, rows.shape)[1]
+            homes = [b.gep(_data(context, b, signature.args[0], args[0]), [ir.Constant(ir.IntType(64), 8 * place)]) for place, *_ in dots]
+            homes = [b.bitcast(home, _F64X8.as_pointer()) for home in homes]
+            lanes = [cgutils.alloca_once_value(b, b.load(home, align=8)) for home in homes]
+            pointers = {row: b.gep(rows.data, [b.mul(length, ir.Constant(length.type, row))]) for row in operands}
+            kind = ir.FunctionType(_F64X8, [_F64X8] * 3)
+            fused = cgutils.get_or_insert_function(b.module, kind, "llvm.fmuladd.v8f64")  # a product of two float32 is exact: fused or not, the same bits
+            with cgutils.for_range(b, b.ashr(args[-1], ir.Constant(args[-1].type, 3))) as loop:
+                wide = {row: b.fpext(_eight(b, pointer, loop.index), _F64X8) for row, pointer in pointers.items()}
+                for (_, one, other), lane in zip(dots, lanes, strict=True):
+                    b.store(b.call(fused, [wide[one], wide[other], b.load(lane)]), lane)
+            for home, lane in zip(homes, lanes, strict=True):
+                b.store(b.load(lane), home, align=8)
+            return context.get_dummy_value()
+
+        return types.void(acc, x, types.int64), codegen
+
+    @njit(nogil=True)
+    def sweep(acc: Any, x: Any, n: Any) -> None:
+        add(acc, x, n)
+
+    return sweep
 
 
 @njit(nogil=True, boundscheck=False, error_model="numpy")

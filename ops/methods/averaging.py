@@ -50,3 +50,17 @@ def passthrough(t: MergeInputs, *, scale: tuple[float | None, ...] = (None,)) ->
     theta = s theta_1. Without a scale, and without a change of dtype, the stored bytes are copied unread.
     """
     return t.experts[0] if scale[0] is None else t.experts[0] * scale[0]
+
+
+@method(
+    "uniform_soup",
+    family="averaging",
+    base="unused",
+    experts=(1, None),
+    source="Model soups, Wortsman et al. 2022, section 2",
+    kinds=("map",),
+    params=(),
+)
+def uniform_soup(t: MergeInputs) -> LazyTensor:
+    """The plain mean of the models: theta = sum_i theta_i / K. `linear` with equal weights."""
+    return mean(t.experts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from plait.ops.algebra import dot, gram, maximum, mean, minimum, number, row_dot, solve, solver, sqrt, total, where
+from plait.ops.angles import arccos, sine_and_versine
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import Param, method
 from plait.ops.tensor import LazyTensor
@@ -63,15 +64,23 @@ def slerp(t_in: MergeInputs, *, t: float) -> LazyTensor:
             "Keep the mean cosine within 0 and 1, so that opposed experts give the base; without it they extrapolate, as in mergekit.",
             default=False,
         ),
+        Param(
+            "angle_mean",
+            str,
+            "What is averaged over the pairs: their cosines (cos), or their angles (angle).",
+            default="cos",
+            choices=("cos", "angle"),
+            gradient=False,
+        ),
     ),
 )
-def model_stock(t: MergeInputs, *, filter_wise: bool = False, clamp: bool = False) -> LazyTensor:
+def model_stock(t: MergeInputs, *, filter_wise: bool = False, clamp: bool = False, angle_mean: str = "cos") -> LazyTensor:
     """Pull the experts' mean towards the base by the angle between their task vectors.
 
     theta = r mean(theta_i) + (1-r) theta_0 with r = K c / (1 + (K-1) c), c the mean pairwise cosine of the K task vectors.
     """
     count = len(t.experts)
-    c = _mean_cosine(t.deltas, filter_wise)
+    c = _mean_cosine(t.deltas, filter_wise, angle_mean)
     if clamp:
         c = minimum(maximum(c, 0.0), 1.0)
     pole = 1.0 + (count - 1.0) * c
@@ -79,8 +88,8 @@ def model_stock(t: MergeInputs, *, filter_wise: bool = False, clamp: bool = Fals
     return ratio * mean(t.experts) + (1.0 - ratio) * t.origin
 
 
-def _mean_cosine(deltas: tuple[LazyTensor, ...], by_rows: bool) -> LazyTensor:
-    """Mean of the pairwise cosines; a pair with a zero task vector does not count."""
+def _mean_cosine(deltas: tuple[LazyTensor, ...], by_rows: bool, angle_mean: str) -> LazyTensor:
+    """Mean of the pairwise cosines, or cosine of the mean pairwise angle; a pair with a zero task vector does not count."""
 
     def inner(x: LazyTensor, y: LazyTensor) -> LazyTensor:
         return row_dot(x, y, rows="output") if by_rows else dot(x, y)
@@ -91,5 +100,9 @@ def _mean_cosine(deltas: tuple[LazyTensor, ...], by_rows: bool) -> LazyTensor:
         for j in range(i + 1, len(deltas)):
             both = norms[i] * norms[j]
             valid.append(where(both > 0.0, 1.0, 0.0))
-            cosines.append(where(both > 0.0, inner(x, deltas[j]) / both, number(0.0)))
-    return total(cosines) / maximum(total(valid), 1.0)
+            cosine = inner(x, deltas[j]) / both
+            cosines.append(where(both > 0.0, arccos(cosine) if angle_mean == "angle" else cosine, number(0.0)))
+    mean_of = total(cosines) / maximum(total(valid), 1.0)
+    if angle_mean == "cos":
+        return mean_of
+    return where(total(valid) > 0.0, 1.0 - sine_and_versine(mean_of)[1], 0.0)

@@ -14,6 +14,7 @@ import plait
 from plait.ops.method import Param, methods, nearest, steps
 
 NAMES = {"linear", "passthrough", "slerp", "model_stock", "task_arithmetic", "ties", "dare_linear", "dare_ties", "della", "della_linear", "iso_c"}
+NAMES |= {"uniform_soup", "nuslerp", "multislerp", "karcher", "nearswap", "expo", "magmax", "ram", "ramplus_tl", "emr", "consensus", "fisher", "led", "sens"}
 
 
 def test_the_catalogue():

@@ -19,6 +19,7 @@ from plait.ops.method import Method, methods, steps
 from plait.ops.methods.geometry import slerp_coefficients
 from plait.ops.methods.sparsified import keep_thresholds
 from plait.ops.methods.ties import Ballot, add_delta
+from plait.ops.statistics import LayerScore
 from plait.ops.tensor import LazyTensor, load
 from plait.planner.program import topological
 from support.evaluate import evaluate
@@ -33,7 +34,12 @@ def leaf(name: str, shape: tuple[int, ...] = (6, 4)) -> LazyTensor:
 
 def inputs(count: int = 2, shape: tuple[int, ...] = (6, 4), name: str = "w.weight", role: str = "mlp", base: bool = True) -> MergeInputs:
     experts = tuple(leaf(f"expert{k}", shape) for k in range(count))
-    return MergeInputs(leaf("base", shape) if base else None, experts, tuple(f"expert{k}" for k in range(count)), shape, name, role)
+    given = {
+        "importance": tuple(leaf(f"importance{k}", shape) for k in range(count)),
+        "base_importance": tuple(leaf(f"base_importance{k}", shape) for k in range(count)),
+        "sensitivity": tuple(LayerScore(0.1 + 0.2 * k, 1.0) for k in range(count)),
+    }
+    return MergeInputs(leaf("base", shape) if base else None, experts, tuple(f"expert{k}" for k in range(count)), shape, name, role, **given)
 
 
 def arguments(method: Method, count: int, **given: Any) -> dict[str, Any]:
@@ -78,7 +84,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "linear": [{}, {"weight": (1.0, 2.0)}, {"normalize": False}],
     "passthrough": [{}, {"scale": 2.0}],
     "slerp": [{}],
-    "model_stock": [{}, {"filter_wise": True}, {"clamp": True}],
+    "model_stock": [{}, {"filter_wise": True}, {"clamp": True}, {"angle_mean": "angle"}],
     "task_arithmetic": [{}, {"lam": 0.5, "normalize": True}],
     "ties": [{"density": 0.5}, {"density": 0.5, "rescale": True}, {"density": 0.5, "scope": "global", "elect": "normmass", "zero_sign": "majority"}],
     "dare_linear": [{"density": 0.5}, {"density": 0.5, "rescale_by": "l1"}],
@@ -94,6 +100,20 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "pcb": [{}, {"variant": "A"}, {"variant": "B", "scope": "global"}],
     "localize_stitch": [{}, {"keep": "above"}],
     "widen": [{}],
+    "uniform_soup": [{}],
+    "nuslerp": [{"weight": (1.0, 2.0), "axis": axis} for axis in ("flatten", "in", "out")],
+    "multislerp": [{}],
+    "karcher": [{}, {"task_vectors": True}],
+    "nearswap": [{}],
+    "expo": [{}],
+    "magmax": [{}],
+    "ram": [{}],
+    "ramplus_tl": [{}, {"scope": "global"}],
+    "emr": [{}],
+    "consensus": [{}, {"vector": "ties", "density": 0.5}, {"k": 0, "lam": 0.5}],
+    "fisher": [{}, {"normalize": "none"}],
+    "led": [{"density": 0.5}, {"density": 0.5, "keep": "threshold"}],
+    "sens": [{}, {"vector": "ties", "density": 0.5}, {"vector": "dare", "density": 0.5}],
 }
 
 
@@ -138,11 +158,13 @@ def test_an_expert_of_weight_0_is_not_mentioned(name: str):
         assert len(used - {"base"}) == 2
 
 
-@pytest.mark.parametrize("name", ["task_arithmetic", "ties", "dare_linear", "dare_ties", "della", "della_linear", "iso_c"])
+@pytest.mark.parametrize(
+    "name", ["task_arithmetic", "ties", "dare_linear", "dare_ties", "della", "della_linear", "iso_c", "magmax", "emr", "consensus", "led", "sens"]
+)
 def test_lambda_0_is_the_base_itself(name: str):
     """The base's node, so that its bytes are copied."""
     t = inputs(2)
-    assert build(name, t, lam=0.0, **({"density": 0.5} if "d" in name and name != "iso_c" else {})) is t.origin
+    assert build(name, t, lam=0.0, **({"density": 0.5} if any(p.name == "density" for p in methods()[name].params) else {})) is t.origin
 
 
 @pytest.mark.parametrize("name", ["task_arithmetic", "ties", "dare_linear", "dare_ties", "della", "della_linear"])

@@ -254,6 +254,80 @@ def _arcee_fusion(task: Task) -> Result:
     return Result(np.where(importance >= threshold, expert, base), np.abs(importance - threshold) <= 1e-2 * threshold)
 
 
+def _nuslerp(task: Task) -> Result:
+    axis: Any = None if task.shared.get("nuslerp_flatten", True) else 0 if task.shared.get("nuslerp_row_wise") else -1
+    base = 0.0 if task.base is None else task.base
+    a, b = (x - base for x in task.experts)
+    weights = [p["weight"] for p in task.params]
+    t = weights[1] / sum(weights)
+    keep = axis is not None
+    norms = [np.maximum(np.sqrt((x * x).sum(axis, keepdims=keep)), 1e-7) for x in (a, b)]
+    cosine = np.clip((a * b).sum(axis, keepdims=keep) / (norms[0] * norms[1]), -1, 1)
+    angle = np.arccos(cosine)
+    flat = 1 - cosine**2 <= 1e-16
+    sine = np.where(flat, 1.0, np.sin(angle))
+    first, second = (np.where(flat, s, np.sin(s * angle) / sine) for s in (1 - t, t))
+    return _sure(base + first * a + second * b)
+
+
+def _multislerp(task: Task) -> Result:
+    """The procedure as mergekit has it, with the step along the tangent."""
+    base = 0.0 if task.base is None else task.base
+    xs = [x - base for x in task.experts]
+    weights = np.array([p["weight"] for p in task.params])
+    weights = weights / weights.sum()
+    norms = [np.sqrt((x * x).sum()) for x in xs]
+    units = [x / (n + 1e-8) for x, n in zip(xs, norms, strict=True)]
+    mean = sum(w * u for w, u in zip(weights, units, strict=True))
+    mean = mean / np.sqrt((mean * mean).sum())
+    tangent = sum(w * (u - (u * mean).sum() * mean) for w, u in zip(weights, units, strict=True))
+    length = np.sqrt((tangent * tangent).sum())
+    point = mean * np.cos(length) + (tangent * np.sin(length) / length if length > 0 else 0.0)
+    return _sure(base + point * float(weights @ norms))
+
+
+def _karcher(task: Task) -> Result:
+    """The iteration on the unit vectors themselves."""
+    norms = [np.sqrt((x * x).sum()) for x in task.experts]
+    units = [x / n for x, n in zip(task.experts, norms, strict=True) if n > 1e-5]
+    if not units:
+        return _sure(np.zeros(task.experts[0].shape))
+    mean = sum(units) / len(units)
+    mean = mean / np.sqrt((mean * mean).sum())
+    for _ in range(10):
+        angles = [np.arccos(np.clip((u * mean).sum(), -1, 1)) for u in units]
+        tangent = sum(a / np.sin(a) * (u - np.cos(a) * mean) for a, u in zip(angles, units, strict=True) if a >= 1e-5) / len(units)
+        length = np.sqrt(np.sum(np.asarray(tangent) ** 2))
+        if length < 1e-5:
+            break
+        mean = np.cos(length) * mean + np.sin(length) * tangent / length
+        mean = mean / np.sqrt((mean * mean).sum())
+    return _sure(mean * (sum(norms) / len(norms)))
+
+
+def _nearswap(task: Task) -> Result:
+    assert task.base is not None
+    share = np.clip(task.shared["t"] / np.maximum(np.abs(task.base - task.experts[0]), 1e-6), 0, 1)
+    return _sure(share * task.experts[0] + (1 - share) * task.base)
+
+
+def _ram(task: Task) -> Result:
+    assert task.base is not None
+    epsilon = task.shared.get("epsilon", 1e-5)
+    deltas = np.stack([x - task.base for x in task.experts])
+    slack = {"F32": 2.0**-18, "BF16": 2.0**-7, "F16": 2.0**-10}[task.dtype] * epsilon
+    unsure = (np.abs(np.abs(deltas) - epsilon) <= slack).any(0)
+    active = np.abs(deltas) > epsilon
+    count = active.sum(0)
+    raised = np.ones(deltas.shape)
+    if "r" in task.shared:
+        for i, mask in enumerate(active):
+            unique, shared = (mask & (count == 1)).sum(), (mask & (count > 1)).sum()
+            ratio = min(shared / unique if unique else 0.0, task.shared["alpha"])
+            raised[i] = np.where(count == 1, 1 + task.shared["r"] * ratio, 1.0)
+    return Result(task.base + (active * deltas * raised).sum(0) / np.maximum(count, 1), unsure)
+
+
 _METHODS: dict[str, Callable[[Task], Result]] = {
     "linear": _linear,
     "slerp": _slerp,
@@ -265,4 +339,10 @@ _METHODS: dict[str, Callable[[Task], Result]] = {
     "breadcrumbs_ties": lambda task: _task_vectors(task, elect=True, normalize=False, middle=True),
     "sce": _sce,
     "arcee_fusion": _arcee_fusion,
+    "nuslerp": _nuslerp,
+    "multislerp": _multislerp,
+    "karcher": _karcher,
+    "nearswap": _nearswap,
+    "ram": _ram,
+    "ramplus_tl": _ram,
 }

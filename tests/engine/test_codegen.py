@@ -8,6 +8,8 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ from plait.engine import compile as compiling
 from plait.engine.blockrun import RAW, BlockData, make_runner
 from plait.engine.codegen import Kernel, generate
 from plait.engine.compile import cache_folder, compile_missing
+from plait.ops.algebra import dot
 from plait.ops.errors import KernelError
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import methods, steps
+from plait.ops.statistics import LayerScore
 from plait.ops.tensor import LazyTensor, load
 from plait.planner.blocks import scratch_bytes
 from plait.planner.program import Program, Stage, lower
@@ -65,6 +69,18 @@ def first(case: Case) -> Case:
     return Case(case.method, lambda t, /, **change: case.build(t.only([0]), **{k: v[:1] if isinstance(v, tuple) else v for k, v in change.items()}))
 
 
+def told(method: str, /, **change: Any) -> Case:
+    """A merge that is told what is important, the weights themselves standing in for it."""
+
+    def build(t: MergeInputs, /, **_: Any) -> LazyTensor:
+        x, y, z = t.experts
+        scores = tuple(LayerScore(0.2 * k, None) for k in range(3))
+        node: LazyTensor = METHODS[method].build(replace(t, importance=(y, z, x), base_importance=(x, x, y), sensitivity=scores), **change)
+        return node
+
+    return Case(method, build)
+
+
 CASES = {
     "linear": call("linear", weight=W),
     "passthrough": pair(call("passthrough", scale=(1.5,))),
@@ -88,7 +104,23 @@ CASES = {
     "localize_stitch": first(call("localize_stitch", density=(0.3,))),
     "widen": call("widen", above_average_value_ratio=1.1, score_calibration_value=0.9),
     "widen_tokens": Case("widen", lambda t, /, **_: METHODS["widen"].build(replace(t, name="model.embed_tokens.weight"))),
+    "uniform_soup": call("uniform_soup"),
+    "nuslerp_rows": Case("nuslerp", lambda t, /, **_: METHODS["nuslerp"].build(t.only([0, 1]), weight=(0.7, 0.4), axis="in")),
+    "nuslerp_columns": Case("nuslerp", lambda t, /, **_: METHODS["nuslerp"].build(t.only([0, 1]), weight=(0.7, 0.4), axis="out")),
+    "multislerp": call("multislerp", weight=W),
+    "karcher": call("karcher", weight=W, task_vectors=True),
+    "nearswap": pair(call("nearswap", t=0.05)),
+    "expo": pair(call("expo", alpha=0.3)),
+    "magmax": call("magmax", lam=0.7),
+    "ram": call("ram", epsilon=0.05),
+    "ramplus_tl": call("ramplus_tl", epsilon=0.05),
+    "emr": call("emr", lam=0.7),
+    "consensus": call("consensus", k=2, tall_lambda=D, lam=0.7),
+    "fisher": told("fisher", weight=W),
+    "led": told("led", weight=W, density=D, lam=0.7),
+    "sens": told("sens", density=(1.0, 1.0, 1.0)),
     "slerp": pair(call("slerp", t=0.3)),
+    "model_stock_angle": call("model_stock", angle_mean="angle", filter_wise=True),
     "model_stock": call("model_stock", clamp=True),
     "model_stock_rows": call("model_stock", filter_wise=True),
     "iso_c": call("iso_c", lam=0.7),
@@ -209,6 +241,23 @@ def assert_same_bits(name: str, dtypes: str, fill: Callable[..., np.ndarray], st
         assert expected.keys() == got.keys()
         wrong = [key for key in expected if not same(got[key], expected[key])]
         assert not wrong, f"stage {number}: {', '.join(wrong)} differ"
+
+
+@pytest.mark.parametrize("fill", [random_bits, special_bits])
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+def test_many_inner_products_are_swept_together(dtype: str, fill: Callable[..., np.ndarray]):
+    """Eight tensors have 36 inner products, more than one sweep has registers for: each has the bits of its own sum."""
+    leaves = [load((name, "w.weight", 0, 0), SHAPE, dtype) for name in "abcdefgh"]
+    products = [dot(a, b) for n, a in enumerate(leaves) for b in leaves[n:]]
+    program = lower(leaves[0] * reduce(add, products), dtype, leaves)
+    stage = program.stages[0]
+    assert generate(program, stage).source.count("dot_sweep((") == 2
+    rng = np.random.default_rng(7)
+    inputs = [fill(dtype, 1301, rng) for _ in leaves]
+    with np.errstate(all="ignore"):
+        got, expected = (run_block(program, stage, backend, inputs, 0, 1301)["sums"] for backend in ("numba", "torch"))
+    assert got.size == 36
+    assert same(got, expected)
 
 
 START, COUNT = FIRST_ROW * SHAPE[1], ROWS * SHAPE[1]

@@ -49,8 +49,9 @@ def verify(program: Program) -> None:
     for number, stage in enumerate(program.stages):
         here = {*stage.loads, *stage.residents}
         missing = {i for i in stage.residents if i not in done}
+        known = _small_ready(program, done)
         for i in stage.compute:
-            missing |= {j for j in data_inputs(program.nodes[i]) if j not in here and not _small_ready(program, j, done)}
+            missing |= {j for j in data_inputs(program.nodes[i]) if j not in here and j not in known}
             here.add(i)
         ending = {j for i in stage.folds for j in program.nodes[i].inputs if program.nodes[j].space != "small"} | set(stage.keeps)
         missing |= ending - here
@@ -64,14 +65,15 @@ def verify(program: Program) -> None:
         raise _fault("not exactly the last stage stores the result")
 
 
-def _small_ready(program: Program, i: int, done: set[int]) -> bool:
-    """Whether a small value is known: all folds and whole ops below it have ended."""
-    node = program.nodes[i]
-    if node.space != "small":
-        return False
-    if node.kind == "fold" or i in done:
-        return i in done
-    return all(_small_ready(program, j, done) if program.nodes[j].space == "small" else j in done for j in node.inputs)
+def _small_ready(program: Program, done: set[int]) -> set[int]:
+    """The small values that are known: all folds and whole ops below them have ended."""
+    known: set[int] = set()
+    for i, node in enumerate(program.nodes):
+        if node.space != "small":
+            continue
+        if i in done or (node.kind != "fold" and all(j in known if program.nodes[j].space == "small" else j in done for j in node.inputs)):
+            known.add(i)
+    return known
 
 
 def _fault(what: str) -> PlanError:

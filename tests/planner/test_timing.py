@@ -90,7 +90,7 @@ def test_a_slower_machine_never_takes_less(method: str, rate: str, factor: float
     worse = replace(DEFAULT_RATES, **{rate: getattr(DEFAULT_RATES, rate) * (1 / factor if per_second else factor)})
     for backend in ("numba", "torch"):
         good, bad = (predicted([program(method)], {0: 4}, Setting(2, r, backend)) for r in (DEFAULT_RATES, worse))
-        assert bad.seconds + bad.first_run_s >= good.seconds + good.first_run_s
+        assert bad.seconds + bad.first_run_s >= good.seconds + good.first_run_s - 1e-12  # sums of parts round
 
 
 def test_every_rate_counts_somewhere():

@@ -181,13 +181,13 @@ class _Generator:
         kept = [i for i in self.stage.keeps if self.phase[i] == phase]
         root = self.program.root
         stores = self.stage.store and self.phase[root] == phase
-        targets = {j for i in (*here, *ranked, *selected) for j in self.nodes[i].inputs} | set(kept) | ({root} if stores else set())
+        targets = {j for i in (*here, *ranked, *selected) for j in self._swept(i)} | set(kept) | ({root} if stores else set())
         sweep = self._closure(targets)
         if not targets:
             return self._row_values(phase)
         scratch: dict[int, int] = {}
         for i in (*here, *selected):
-            for j in self.nodes[i].inputs:
+            for j in self._swept(i):
                 scratch.setdefault(j, len(scratch))
         self.scratch_rows = max(self.scratch_rows, len(scratch))
         lines = [f"acc[{self.reductions.index(i)}, :] = 0.0" for i in here]
@@ -209,6 +209,10 @@ class _Generator:
             if i in self.kernel.sums:
                 lines.append(f"facc[{self.kernel.sums.index(i)}] += combine(acc[{self.reductions.index(i)}])")
         return lines + self._row_values(phase)
+
+    def _swept(self, i: int) -> list[int]:
+        """Inputs that have a value an element."""
+        return [j for j in self.nodes[i].inputs if self.nodes[j].space == "tensor"]
 
     def _closure(self, targets: Iterable[int]) -> list[int]:
         found: set[int] = set()
@@ -295,7 +299,7 @@ class _Generator:
             return f"{'int64' if node.op == 'take_integer' else 'float32'}({table}[v{self._id(node.inputs[1])}])"
         if node.op == "keep_top":
             return OPS[node.op].code.format(self._as(node.inputs[0], "u"), f"cut{self._id(i)}")
-        operands = [self._as(j, cast) for j, cast in zip(node.inputs, OPS[node.op].casts, strict=True)]
+        operands = [self._as(j, cast) for j, cast in zip(data_inputs(node), OPS[node.op].casts, strict=True)]
         return OPS[node.op].code.format(*operands, zero="float32(0.0)", one="float32(1.0)")
 
     def _as(self, i: int, cast: str) -> str:

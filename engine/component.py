@@ -20,10 +20,11 @@ from plait.engine.finite import first_not_finite
 from plait.engine.looking import Looking
 from plait.engine.orderstat import NO_LIMIT, Statistic
 from plait.engine.smalls import SmallValues
-from plait.engine.whole import run_whole
+from plait.engine.whole import run_whole, whole_value
 from plait.engine.worker import Host, Worker, like_in_page
 from plait.ops.dtypes import BY_CODE
 from plait.planner.blocks import BLOCK, aligned, block_count, block_elements, seen_whole
+from plait.planner.liveness import StageLife, lifetimes
 from plait.planner.plan import Component
 from plait.planner.program import Program, Stage, scope_of
 from plait.planner.types import TensorRef
@@ -31,6 +32,8 @@ from plait.planner.types import TensorRef
 COPY_UNIT = 64 << 20  #: bytes of a tensor copied without decoding that are copied at once
 #: Smaller blocks are written by the worker itself: they go to the page cache, and another thread would only take longer.
 _WORTH_HANDING_OVER = 1 << 17
+#: No node: a pass that counts only this counts nothing.
+_NOTHING = -1
 
 
 class Pass(Protocol):
@@ -90,6 +93,7 @@ class ComponentRun:
         self.tensors: dict[int, Array] = {}
         self.raw: dict[int, Array] = {}
         self.local: dict[int, Statistic] = {}
+        self.lives: tuple[StageLife, ...] = lifetimes(self.program)
         self.looking = Looking(self)
         self.lock = threading.Lock()
 
@@ -112,20 +116,36 @@ class ComponentRun:
         slab = self.host.take_slab() if self.component.keep_inputs else None
         if slab is not None:
             yield FillPass(self, slab)
-        for number, stage in enumerate(self.program.stages):
-            if self.host.sweeps[self.component.program][number] == sweep:
-                yield from self._recount_scopes(stage, recount) if recount else self._stage(number, stage)
+        mine = [(n, s) for n, s in enumerate(self.program.stages) if self.host.sweeps[self.component.program][n] == sweep]
+        if recount:
+            yield from self._recount_scopes(mine, recount)
+        else:
+            for number, stage in mine:
+                yield from self._stage(number, stage)
         self.raw.clear()
+        self.tensors.clear()
         if slab is not None:
             self.host.give_slab(slab)
 
-    def _recount_scopes(self, stage: Stage, recount: frozenset[str]) -> Iterator[Pass]:
-        wanted = [i for i in stage.folds if scope_of(self.program.nodes[i]) in recount]
-        if wanted:
+    def _recount_scopes(self, stages: list[tuple[int, Stage]], recount: frozenset[str]) -> Iterator[Pass]:
+        """Count model-wide order statistics again; whole results that they are taken of are made again first."""
+        counting = {n: [i for i in s.folds if scope_of(self.program.nodes[i]) in recount] for n, s in stages}
+        last = max((n for n, wanted in counting.items() if wanted), default=-1)
+        remake = any(s.residents for n, s in stages if counting[n])
+        for number, stage in stages:
+            wanted = counting[number]
             for i in wanted:
                 self.local[i] = self._statistic(i, *self._scope_guess(i))
-            yield BlockPass(self, stage, count_only=wanted)
-            self._hand_up(wanted)
+            if wanted or (remake and number <= last):
+                yield from self._again(number, stage, wanted, remake)
+            self._hand_up(wanted, recounting=True)
+
+    def _again(self, number: int, stage: Stage, wanted: list[int], remake: bool) -> Iterator[Pass]:
+        for i in stage.keeps:
+            self.tensors[i] = np.empty(self.program.nodes[i].shape, np.float32).reshape(-1)
+        if stage.has_pass:
+            yield BlockPass(self, stage, count_only=wanted or [_NOTHING])
+        self._finish(number, stage.wholes if remake else ())
 
     def _stage(self, number: int, stage: Stage) -> Iterator[Pass]:
         selects = [i for i in stage.folds if self.program.nodes[i].op == "kth_magnitude"]
@@ -134,22 +154,22 @@ class ComponentRun:
             self.smalls.values.update(self.looking.settle(stage, mine))
             for load in set(stage.loads).difference(*(s.loads for s in self.program.stages if not seen_whole(self.program, s))):
                 self.host.finite.scan(self.ref(load))
+            self._finish(number, ())
             return
         foreseen = self.looking.foresee(stage, mine)
         for i in selects:
             self.local[i] = self._statistic(i, *(foreseen[i] if i in foreseen else self._scope_guess(i)))
         for i in stage.keeps:
             self.tensors[i] = np.empty(self.program.nodes[i].shape, np.float32).reshape(-1)
-        main = BlockPass(self, stage)
-        yield main
-        for place, i in enumerate(main.sums):
-            self.smalls.add_fold(i, [partial[place] for partial in main.partials])
-        yield from self._count_again(stage, [i for i in mine if not self.local[i].foreseen()])
+        if stage.has_pass:
+            main = BlockPass(self, stage)
+            yield main
+            for place, i in enumerate(main.sums):
+                self.smalls.add_fold(i, [partial[place] for partial in main.partials])
+        yield from self._count_again(stage, [i for i in mine if self.local[i].numel > 0 and not self.local[i].foreseen()])
         self._settle(stage, mine)
         self._hand_up([i for i in selects if i not in mine])
-        for i in stage.wholes:
-            run_whole(self, i)
-        self._forget(number)
+        self._finish(number, stage.wholes)
 
     def _count_again(self, stage: Stage, missed: list[int]) -> Iterator[Pass]:
         """Two more passes for the order statistics whose digit was not foreseen."""
@@ -168,6 +188,10 @@ class ComponentRun:
     def _settle(self, stage: Stage, mine: list[int]) -> None:
         """Give this tensor's order statistics their values."""
         for i in mine:
+            if self.local[i].numel <= 0:  # zeros alone: all of them are kept
+                self.smalls.values[i] = np.array([0.0, NO_LIMIT])
+                del self.local[i]
+                continue
             threshold = self.local[i].threshold()
             limit = NO_LIMIT if threshold.all_ties else self.looking.search_ties(stage, i, threshold, 0)
             self.smalls.values[i] = np.array([float(threshold.key), limit])
@@ -175,23 +199,33 @@ class ComponentRun:
 
     def _statistic(self, i: int, bucket: int, heavy: int) -> Statistic:
         node = self.program.nodes[i]
-        return Statistic(str(node.param("density")), str(node.param("ties")), self.program.numel, bucket, heavy)
+        return Statistic(str(node.param("density")), str(node.param("ties")), self.program.numel - self.padding(i), bucket, heavy)
+
+    def padding(self, i: int) -> int:
+        """Elements of this tensor that an order statistic does not count."""
+        inputs = self.program.nodes[i].inputs
+        return int(self.smalls.value(inputs[1])) if len(inputs) > 1 else 0
 
     def _scope_guess(self, i: int) -> tuple[int, int]:
         statistic = self.host.statistics[scope_of(self.program.nodes[i])]
         return statistic.bucket, statistic.heavy
 
-    def _hand_up(self, folds: list[int]) -> None:
+    def _hand_up(self, folds: list[int], *, recounting: bool = False) -> None:
         """Add this tensor's counts to the model-wide statistics."""
         for i in folds:
-            self.host.add_counts(scope_of(self.program.nodes[i]), self.component.name, self.local.pop(i).counts())
+            padding = 0 if recounting else self.padding(i)
+            self.host.add_counts(scope_of(self.program.nodes[i]), self.component.name, self.local.pop(i).counts(), padding)
 
-    def _forget(self, number: int) -> None:
-        """Let go of tensors that no later stage reads."""
-        later = self.program.stages[number + 1 :]
-        needed = {i for s in later for i in s.residents} | {j for s in later for w in s.wholes for j in self.program.nodes[w].inputs}
-        for i in [i for i in self.tensors if i not in needed]:
-            del self.tensors[i]
+    def _finish(self, number: int, wholes: tuple[int, ...]) -> None:
+        """Run the whole ops of a stage, and let go of each value after its last use."""
+        self._drop(self.lives[number].after_pass)
+        for place, i in enumerate(wholes):
+            run_whole(self, i)
+            self._drop(self.lives[number].after_whole[place])
+
+    def _drop(self, owners: tuple[int, ...]) -> None:
+        for i in owners:
+            self.tensors.pop(i, None)
 
     def blocks(self, stage: Stage) -> list[tuple[int, int, int]]:
         """`(number, first element, elements)` of each block of a stage."""
@@ -201,7 +235,7 @@ class ComponentRun:
     def block_data(self, worker: Worker, stage: Stage, first: int, n: int, out: Array | None, keeps: list[Array]) -> BlockData:
         """Read a block's inputs and gather what else it is computed from."""
         inputs = [self._input(worker, load, first, n) for load in stage.loads]
-        residents = [self.tensors[i][first : first + n] for i in stage.residents]
+        residents = [whole_value(self, i).reshape(-1)[first : first + n] for i in stage.residents]
         kernel_smalls = self.smalls.of_stage(stage)
         streams = self.smalls.streams(stage)
         return BlockData(n, first, inputs, residents, out, keeps, kernel_smalls, streams, [])
@@ -268,7 +302,7 @@ class BlockPass:
         out = worker.output(n * itemsize, offset, itemsize).view(RAW[program.dtype]) if self.stage.store else None
         keeps = [owner.tensors[i][first : first + n] for i in self.stage.keeps]
         data = owner.block_data(worker, self.stage, first, n, out, keeps)
-        data.buckets = [owner.local[i].bucket if not self.count_only or i in self.count_only else -2 for i in self.selects]
+        data.buckets = [owner.local[i].bucket if i in owner.local and (not self.count_only or i in self.count_only) else -2 for i in self.selects]
         data.heavies = [owner.local[i].heavy if i in owner.local else -1 for i in self.selects]
         runner = worker.runner(owner.component.program, self.stage, self.stage.folds)
         result = runner.run(data)

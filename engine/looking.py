@@ -43,7 +43,7 @@ class Looking:
         found: dict[int, Array] = {}
         for i, values in zip(selects, self.sample(stage, selects, SAMPLE_PIECES), strict=True):
             node = self.program.nodes[i]
-            key, limit = settled(magnitudes(values), str(node.param("density")), str(node.param("ties")))
+            key, limit = settled(magnitudes(values), str(node.param("density")), str(node.param("ties")), self.run.padding(i))
             found[i] = np.array([float(key), limit])
         return found
 

@@ -155,9 +155,11 @@ def rank_from_top(density: str, ties: str, numel: int) -> int:
     return min(numel, order_stat(density, numel)) if ties == "all" else count_from_density(density, numel)
 
 
-def settled(found: npt.NDArray[np.uint32], density: str, ties: str) -> tuple[int, float]:
-    """Threshold key and tie limit of magnitudes (as keys) that are all there."""
-    k = rank_from_top(density, ties, found.size)
+def settled(found: npt.NDArray[np.uint32], density: str, ties: str, padding: int = 0) -> tuple[int, float]:
+    """Threshold key and tie limit of magnitudes (as keys) that are all there; `padding` zeros among them do not count."""
+    if found.size <= padding:
+        return 0, NO_LIMIT
+    k = rank_from_top(density, ties, found.size - padding)
     key = int(np.partition(found, found.size - k)[found.size - k])
     places = np.flatnonzero(found == key)
     quota = k - int(np.count_nonzero(found > key))

@@ -50,6 +50,8 @@ def _stages(number: int, program: Program) -> Iterator[tuple[Hashable, Program, 
     if program.copy is not None:
         return
     for stage in program.stages:
+        if not stage.has_pass:
+            continue
         yield kernel_key(number, stage, stage.folds), program, stage
         selects = [i for i in stage.folds if program.nodes[i].op == "kth_magnitude"]
         looks = {tuple(program.nodes[i].inputs[0] for i in group) for group in _groups(program, selects)}

@@ -56,7 +56,10 @@ def finish_scopes(run: Run, sweep: int) -> None:
             for _, value in sorted(host.sums.get(scope.key, {}).items()):
                 total += value
             host.scope_values[scope.key] = {"": total}
-    thresholds = [scope.key for scope in ending if scope.key in host.statistics and scope.numel]
+    thresholds = [scope.key for scope in ending if scope.key in host.statistics and host.statistics[scope.key].numel > 0]
+    for scope in ending:
+        if scope.key in host.statistics and scope.key not in thresholds:  # zeros alone, or nothing at all
+            host.scope_values[scope.key] = {"": np.array([0.0, NO_LIMIT])}
     again = [key for key in thresholds if not host.statistics[key].foreseen()]
     wrong = [key for key in again if host.statistics[key].bucket >= 0]
     for key in wrong:

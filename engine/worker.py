@@ -180,10 +180,11 @@ class Host:
         with self._lock:
             self.sums.setdefault(scope, {})[tensor] = value
 
-    def add_counts(self, scope: str, tensor: str, counts: Counts) -> None:
-        """What a tensor adds to a model-wide order statistic."""
+    def add_counts(self, scope: str, tensor: str, counts: Counts, padding: int = 0) -> None:
+        """What a tensor adds to a model-wide order statistic; `padding` of its elements do not count."""
         with self._lock:
             self.statistics[scope].add(tensor, counts)
+            self.statistics[scope].numel -= padding
 
     def scope_value(self, scope: str, tensor: str) -> Any:
         """The finished model-wide statistic, as a tensor uses it."""

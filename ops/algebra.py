@@ -7,7 +7,7 @@ from functools import reduce
 from operator import add
 from typing import Any
 
-from plait.ops.op import DOT, INFO, KTH, OPS, PACK, POLAR, RANDOM, ROW_DOT, ROW_MAX, ROW_RANK, ROW_SUM, SOLVE, SUM
+from plait.ops.op import DOT, INFO, KTH, LATER, OPS, PACK, POLAR, RANDOM, ROW_DOT, ROW_MAX, ROW_RANK, ROW_SUM, SOLVE, SUM
 from plait.ops.tensor import LazyTensor, Operand, const, elementwise, value_of
 
 #: Functions of small float64 arrays that run on the host between passes, by name.
@@ -99,7 +99,7 @@ def gram(xs: Sequence[LazyTensor]) -> LazyTensor:
     return LazyTensor(PACK, entries, shape=(count, count), dtype="float64", space="small")
 
 
-def top(x: LazyTensor, density: float, *, scope: str = "", ties: str = "first") -> LazyTensor:
+def top(x: LazyTensor, density: float, *, scope: str = "", ties: str = "first", padding: LazyTensor | None = None) -> LazyTensor:
     """Mask of the largest magnitudes: exactly floor(density * n) of them, at least one, without sorting.
 
     Args:
@@ -108,9 +108,11 @@ def top(x: LazyTensor, density: float, *, scope: str = "", ties: str = "first") 
         scope: as for `sum_all`; one threshold for all tensors that name it.
         ties: `first` keeps, of elements that equal the threshold, the first in canonical order (tensor name, then row-major
             position); `all` keeps every element at or above the (n - floor(density * n))-th smallest, as the TIES code does.
+        padding: a small number of elements, zeros all, that are not counted in n.
     """
     params = (("density", repr(density)), ("scope", scope), ("ties", ties))
-    cut = LazyTensor(KTH, (x,), params, shape=(2,), dtype="float64", space="small")
+    inputs = (x,) if padding is None else (x, padding)
+    cut = LazyTensor(KTH, inputs, params, shape=(2,), dtype="float64", space="small")
     return elementwise("keep_top", elementwise("magnitude_key", x), cut[0], cut[1])
 
 
@@ -177,12 +179,21 @@ def below(bits: LazyTensor, cut: Operand) -> LazyTensor:
 # -- whole and small ----------------------------------------------------------------------------
 def polar(x: LazyTensor, rank_policy: str = "numerical") -> LazyTensor:
     """The polar factor P = U Vh of a matrix x; `info` gives its numerical rank and <P, x>, the sum of the singular values."""
-    return LazyTensor(POLAR, (x,), (("rank_policy", rank_policy),), shape=x.shape, dtype="float32", space="tensor")
+    space = "matrix" if x.space == "matrix" else "tensor"
+    return LazyTensor(POLAR, (x,), (("rank_policy", rank_policy),), shape=x.shape, dtype="float32", space=space)
 
 
-def info(x: LazyTensor) -> LazyTensor:
-    """The numbers that a whole op reports beside its tensor; for `polar` two: rank, and sum of the singular values."""
-    return LazyTensor(INFO, (x,), shape=(2,), dtype="float64", space="small")
+def info(x: LazyTensor, shape: tuple[int, ...] = (2,)) -> LazyTensor:
+    """The numbers that a whole op reports beside its matrices; for `polar` two: rank, and sum of the singular values."""
+    return LazyTensor(INFO, (x,), shape=shape, dtype="float64", space="small")
+
+
+def later(x: LazyTensor, *than: LazyTensor) -> LazyTensor:
+    """`x` itself, computed in a pass after those in which `than` (whole results, or small values) become known.
+
+    It lets whole ops hold one expert's tensor after the other instead of all of them at once, at the price of a pass for each.
+    """
+    return LazyTensor(LATER, (x, *than), shape=x.shape, dtype=x.dtype, space="tensor") if than else x
 
 
 def solver(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from plait.ops.wholes import is_view
 from plait.planner.cost import component_bytes, input_bytes, output_bytes, selects, stage_read_bytes
 from plait.planner.expressions import used_inputs
 from plait.planner.plan import Component, Plan
-from plait.planner.program import Program, Stage, scope_of
+from plait.planner.program import Node, Program, Stage, scope_of
 from plait.planner.residency import ASKED, CHEAPER, KEPT, NO_ROOM, slab_bytes
 from plait.planner.schedule import size
 
@@ -100,11 +101,24 @@ def _stage(program: Program, stage: Stage, number: int) -> str:
     maps = sum(1 for i in stage.compute if nodes[i].kind == "map")
     if stage.store:
         words.append(f"map of {maps} ops" if maps else "cast")
-    elif stage.keeps and not stage.wholes:
+    elif stage.keeps and all(is_view(nodes[w].op, nodes[w]) and nodes[w].op != "hold" for w in stage.wholes):
         words.append("kept whole")
-    for w in stage.wholes:
-        words.append(f"whole: {nodes[w].op}" if nodes[w].op != "hold" else "held")
+    words += _whole_words(nodes, stage)
     return f"pass {number + 1}: {', '.join(words)}"
+
+
+def _whole_words(nodes: Sequence[Node], stage: Stage) -> list[str]:
+    """The whole ops of a stage, equal ones counted; views of memory are left out."""
+    found: dict[str, int] = {}
+    for w in stage.wholes:
+        node = nodes[w]
+        if node.op == "hold":
+            found["held"] = found.get("held", 0) + 1
+        elif not is_view(node.op, node):
+            name = f"{node.op} (fast)" if node.param("accuracy") == "fast" else node.op
+            name = f"whole: {name}{' again' if node.param('again') else ''}"
+            found[name] = found.get(name, 0) + 1
+    return [f"{count} x {name}" if count > 1 else name for name, count in found.items()]
 
 
 def to_tree(plan: Plan) -> Tree:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from plait.ops.errors import BudgetTooSmall, PlanError
+from plait.ops.wholes import VIEWS, is_view
 from plait.planner.blocks import COARSE, FINE, PAGE, SCOPE_PIECE, SCOPE_PIECES, SPARSE_LIMIT, stage_buffers
 from plait.planner.cost import (
     component_bytes,
@@ -17,10 +18,12 @@ from plait.planner.cost import (
     looking_bytes,
     output_bytes,
     recounts,
+    selects,
     stage_read_bytes,
 )
 from plait.planner.device_cost import device_block_bytes, device_whole_bytes, device_worker_bytes, spread
 from plait.planner.expressions import OutputSpec, compile_specs
+from plait.planner.liveness import recomputed
 from plait.planner.plan import Component, Plan, Prediction, Scope
 from plait.planner.program import Program
 from plait.planner.rates import DEFAULT_RATES, Rates
@@ -106,7 +109,7 @@ def make_plan(title: str, specs: Sequence[OutputSpec], layout: Layout, files: Se
         memory.workers,
         resources.memory_bytes,
         prediction,
-        (*notes, *gpu_notes),
+        (*notes, *gpu_notes, *_whole_notes(programs, counts)),
         on_gpu,
         timing,
         stays,
@@ -143,7 +146,7 @@ def _gpu_programs(programs: Sequence[Program], resources: Resources) -> tuple[tu
     """Programs whose whole ops fit the GPU, and a word on those that do not."""
     if resources.device != "cuda":
         return (), []
-    wholes = {n: [p.nodes[w] for s in p.stages for w in s.wholes if p.nodes[w].op != "hold"] for n, p in enumerate(programs)}
+    wholes = {n: [p.nodes[w] for s in p.stages for w in s.wholes if not is_view(p.nodes[w].op, p.nodes[w])] for n, p in enumerate(programs)}
     needs = {n: max(map(device_whole_bytes, ws)) for n, ws in wholes.items() if ws}
     taken = device_worker_bytes(programs) if resources.maps == "cuda" else 0
     room = max(spread(resources.gpu_memory_bytes, taken, resources.workers)[0], default=0)
@@ -157,6 +160,22 @@ def _gpu_programs(programs: Sequence[Program], resources: Resources) -> tuple[tu
             f"and --gpu-memory allows {size(room)}" + (" beside the blocks of the workers" if taken else "")
         )
     return fits, notes
+
+
+def _whole_notes(programs: Sequence[Program], counts: Mapping[int, int]) -> list[str]:
+    """What is worth knowing about whole ops: results that are computed again, and decompositions that are not exact."""
+    again = [n for n in counts if any(recomputed(s, programs[n].nodes) for s in programs[n].stages)]
+    notes = []
+    if again:
+        count, times = sum(counts[n] for n in again), max(sum(recomputed(s, programs[n].nodes) for s in programs[n].stages) for n in again)
+        notes.append(
+            f"{count} matri{'x is' if count == 1 else 'ces are'} worked on again in a later sweep ({times} stage{'s' if times > 1 else ''} each): "
+            "nothing large is held while model-wide statistics are gathered"
+        )
+    used = {(node.op, str(node.param("accuracy"))) for n in counts for node in programs[n].nodes if node.op == "svd"}
+    if ("svd", "fast") in used:
+        notes.append("accuracy: fast: truncated decompositions are randomised, within about 1 % of the best approximation; accuracy: exact is the alternative")
+    return notes
 
 
 def _setting(programs: Sequence[Program], scopes: Sequence[Scope], layout: Layout, memory: _Memory, resources: Resources, on_gpu: tuple[int, ...]) -> Setting:
@@ -198,8 +217,6 @@ def _scopes(programs: Sequence[Program], components: Sequence[Component]) -> tup
                         after[key] = sweep
                         changed = True
     _check_scopes(after)
-    if after and any(stage.wholes for program in programs for stage in program.stages):
-        raise PlanError("a model-wide statistic and an op on whole tensors cannot stand in one merge: write the inner merge out first, or set scope: tensor")
     numel = dict.fromkeys(after, 0)
     for component in components:
         program = programs[component.program]
@@ -291,7 +308,7 @@ def _scope_bytes(programs: Sequence[Program], components: Sequence[Component]) -
 
 def runtime_bytes(programs: Sequence[Program], backend: str) -> int:
     """What the program itself takes while it runs these programs; the interpreter brings torch instead of kernels."""
-    wholes = any(program.nodes[w].op != "hold" for program in programs for stage in program.stages for w in stage.wholes)
+    wholes = any(program.nodes[w].op not in VIEWS for program in programs for stage in program.stages for w in stage.wholes)
     kernels = KERNEL_BYTES * kernel_count(programs) if backend == "numba" else WHOLE_BYTES
     return RUNTIME_BYTES + kernels + (WHOLE_BYTES if wholes else 0)
 
@@ -323,8 +340,15 @@ def _moved(p: Program, keep_inputs: bool) -> _Moved:
         return _Moved(input_bytes(p), 0, written, 0, 1)
     reads = [stage_read_bytes(p, s) for s in p.stages]
     looks = [looking_bytes(p, s) for s in p.stages]
-    extra = sum(ties for _, ties in looks) + sum(2 * r for r, s in zip(reads, p.stages, strict=True) if recounts(p, s))
+    again = _read_again(p)
+    extra = sum(ties for _, ties in looks) + sum(2 * max(r, again) for r, s in zip(reads, p.stages, strict=True) if recounts(p, s))
     return _Moved(sum(reads) + sum(sample for sample, _ in looks), extra, written, 0, sum(1 for s in p.stages if s.loads))
+
+
+def _read_again(p: Program) -> int:
+    """Bytes read to make whole results once more, where a model-wide threshold over them was not foreseen."""
+    over = any(s.scopes and s.residents and selects(p, s) for s in p.stages)
+    return sum(stage_read_bytes(p, s) for s in p.stages) if over else 0
 
 
 def _predict(programs: Sequence[Program], keeps: Sequence[bool], components: Sequence[Component], memory: _Memory, timing: Timing) -> Prediction:

@@ -1,12 +1,24 @@
-"""Methods that work on the singular values of a task vector."""
+"""Methods that flatten or decorrelate the singular values and vectors of task vectors."""
 
 from __future__ import annotations
 
-from plait.ops.algebra import info, mean, polar, total, where
+from typing import Any
+
+from plait.ops.algebra import info, later, polar, solve, solver, total, where
 from plait.ops.inputs import MergeInputs
+from plait.ops.matrix import Svd, concat, matmul, matrix, scale_columns, stream, svd
 from plait.ops.method import Param, method
-from plait.ops.methods.parameters import LAMBDA
+from plait.ops.methods.parameters import ACCURACY, LAMBDA, TEXT_PROJECTION, WEIGHT, beside, is_matrix, noise
 from plait.ops.tensor import LazyTensor
+
+RANK_POLICY = Param(
+    "rank_policy",
+    str,
+    "numerical: only directions above rounding noise; full: all of them, as the paper's code.",
+    default="numerical",
+    choices=("numerical", "full"),
+    gradient=False,
+)
 
 
 @method(
@@ -17,18 +29,7 @@ from plait.ops.tensor import LazyTensor
     uses_name=True,
     source="No Task Left Behind: Isotropic Model Merging, Marczak et al. 2025, section 4.1",
     kinds=("whole", "map"),
-    params=(
-        LAMBDA,
-        Param("exclude", list, "Matrices whose name contains one of these are averaged instead.", default=("text_projection",), gradient=False),
-        Param(
-            "rank_policy",
-            str,
-            "numerical: only directions above rounding noise; full: all of them, as the paper's code.",
-            default="numerical",
-            choices=("numerical", "full"),
-            gradient=False,
-        ),
-    ),
+    params=(LAMBDA, TEXT_PROJECTION, RANK_POLICY),
 )
 def iso_c(t: MergeInputs, *, lam: float = 1.0, exclude: tuple[str, ...] = ("text_projection",), rank_policy: str = "numerical") -> LazyTensor:
     """Flatten the spectrum of the summed task vectors.
@@ -36,11 +37,116 @@ def iso_c(t: MergeInputs, *, lam: float = 1.0, exclude: tuple[str, ...] = ("text
     M = sum_k delta_k = U S V^T; theta = theta_0 + lambda mean(S) U V^T. U V^T is the polar factor P of M, and the mean singular
     value is <P, M> / rank. Tensors that are not matrices get the mean of the task vectors.
     """
-    if lam == 0.0:
-        return t.origin
-    if len(t.shape) != 2 or any(word in t.name for word in exclude):
-        return t.origin + lam * mean(t.deltas)
+    if lam == 0.0 or not is_matrix(t, exclude):
+        return beside(t, lam=lam)
     p = polar(total(t.deltas), rank_policy)
     rank, nuclear = info(p)[0], info(p)[1]
     singular = where(rank > 0.0, nuclear / rank, 0.0)
     return t.origin + lam * singular * p
+
+
+@method(
+    "iso_cts",
+    family="spectral",
+    base="required",
+    experts=(1, None),
+    uses_name=True,
+    source="No Task Left Behind: Isotropic Model Merging, Marczak et al. 2025, section 4.2",
+    kinds=("whole", "map"),
+    params=(
+        LAMBDA,
+        Param("common_space_fraction", float, "Share of the directions taken from the sum of all task vectors.", default=0.8, low=0.0, high=1.0),
+        TEXT_PROJECTION,
+        ACCURACY,
+    ),
+)
+def iso_cts(
+    t: MergeInputs,
+    *,
+    lam: float = 1.0,
+    common_space_fraction: float = 0.8,
+    exclude: tuple[str, ...] = ("text_projection",),
+    accuracy: str = "exact",
+) -> LazyTensor:
+    """Flatten the spectrum, with the weakest common directions replaced by each task's own.
+
+    U_c: the leading left vectors of sum_k delta_k; (u_k, s_k, v_k): the leading triplets of delta_k - U_c U_c^T delta_k.
+    theta = theta_0 + lambda mean(all s) polar([u_1 ... u_K U_c]) polar([v_1; ...; v_K; V_c]).
+    """
+    if lam == 0.0 or not is_matrix(t, exclude):
+        return beside(t, lam=lam)
+    size, count = min(t.shape), len(t.experts)
+    each = min(round((size - int(size * common_space_fraction)) / count), size // count)
+    if each == 0:
+        return iso_c(t, lam=lam, exclude=exclude)
+    common = svd(matrix(total(t.deltas)), size - each * count, tolerance=noise(t.shape))
+    own: list[Svd] = []
+    for delta in t.deltas:  # one after the other, so that a single task vector is held
+        d = matrix(later(delta, (own[-1] if own else common).u))
+        outside = d - matmul(common.u, matmul(common.u, d, transpose_a=True)) if common.u.shape[1] else d
+        own.append(svd(outside, each, accuracy=accuracy, tolerance=noise(t.shape)))
+    parts = [*own, common] if common.u.shape[1] else own
+    a, b = concat([p.u for p in parts]), concat([p.vh for p in parts], rows=True)
+    singular = solve("mean_of_positive", *(p.s for p in parts))
+    return t.origin + lam * singular * stream(matmul(polar(a), polar(b)), t.shape)
+
+
+@solver
+def mean_of_positive(*spectra: Any) -> Any:
+    """Mean of the singular values that are not zero; 0 where all are."""
+    import numpy as np
+
+    values = np.concatenate(spectra)
+    kept = values[values > 0.0]
+    return float(kept.mean()) if kept.size else 0.0
+
+
+@method(
+    "tsv_m",
+    family="spectral",
+    base="required",
+    experts=(1, None),
+    uses_name=True,
+    source="Task Singular Vectors, Gargiulo et al. 2025, section 4.2",
+    kinds=("whole", "map"),
+    params=(
+        WEIGHT,
+        LAMBDA,
+        TEXT_PROJECTION,
+        Param("ref_int", bool, "Keep int(r (1/K)) triplets as the released code counts in floats, at times one fewer than r // K.", default=False),
+        ACCURACY,
+    ),
+)
+def tsv_m(
+    t: MergeInputs,
+    *,
+    weight: tuple[float, ...] = (1.0,),
+    lam: float = 1.0,
+    exclude: tuple[str, ...] = ("text_projection",),
+    ref_int: bool = False,
+    accuracy: str = "exact",
+) -> LazyTensor:
+    """Keep each task's leading singular triplets and take the interference out of them.
+
+    (U_i, S_i, V_i): the top r / K triplets of w_i delta_i; A = [U_1 ... U_K], B = [V_1; ...; V_K];
+    theta = theta_0 + lambda polar(A) diag(S_1 ... S_K) polar(B). Matrices of rank below K, and other tensors, get the mean.
+    """
+    size, count = min(t.shape, default=0), len(t.experts)
+    kept = int(size * (1 / count)) if ref_int else size // count
+    if lam == 0.0 or kept == 0 or not is_matrix(t, exclude):
+        return beside(t, lam=lam)
+    tasks: list[Svd] = []
+    for w, delta in zip(weight, t.deltas, strict=True):
+        held = matrix(later(w * delta, *(task.u for task in tasks[-1:])))
+        tasks.append(svd(held, kept, accuracy=accuracy, tolerance=noise(t.shape)))
+    left, right = polar(concat([task.u for task in tasks])), polar(concat([task.vh for task in tasks], rows=True))
+    singular = solve("joined", *(task.s for task in tasks), shape=(kept * count,))
+    return t.origin + lam * stream(matmul(scale_columns(left, singular), right), t.shape)
+
+
+@solver
+def joined(*vectors: Any) -> Any:
+    """Small vectors, one behind the other."""
+    import numpy as np
+
+    return np.concatenate(vectors)

@@ -110,14 +110,21 @@ def ties(
     return add_delta(t.origin, ballot.merge(trimmed, weights), lam)
 
 
-def trim(delta: LazyTensor, density: float, scope: str = "", keep: str = "exact", rescale: bool = False) -> LazyTensor:
-    """Zero all but the largest magnitudes of a task vector; density 1 keeps it whole, 0 nothing."""
+def trim(delta: LazyTensor, density: float, scope: str = "", keep: str = "exact", rescale: bool = False, padding: LazyTensor | None = None) -> LazyTensor:
+    """Zero all but the largest magnitudes of a task vector; density 1 keeps it whole, 0 nothing. `padding` zeros do not count."""
     if density >= 1.0:
         return delta
     if density <= 0.0:
         return 0.0 * delta
-    kept = where(top(delta, density, scope=scope, ties="first" if keep == "exact" else "all"), delta, 0.0)
+    kept = where(top(delta, density, scope=scope, ties="first" if keep == "exact" else "all", padding=padding), delta, 0.0)
     return same_l1(kept, delta) if rescale else kept
+
+
+def trim_mask(x: LazyTensor, by: LazyTensor, density: float, scope: str = "") -> LazyTensor:
+    """`x` where `by` is among its own largest magnitudes, ties included, else 0."""
+    if density >= 1.0:
+        return x
+    return where(top(by, density, scope=scope, ties="all"), x, 0.0) if density > 0.0 else 0.0 * x
 
 
 def same_l1(sparse: LazyTensor, dense: LazyTensor) -> LazyTensor:

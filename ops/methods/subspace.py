@@ -1,0 +1,148 @@
+"""Methods that merge in a basis shared by all experts, or in each expert's own leading subspace: KnOTS and STAR."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from plait.ops.algebra import later, solve, solver, total
+from plait.ops.inputs import MergeInputs
+from plait.ops.matrix import joint_svd, matmul, matrix, rank_of, rows, scale_columns, stream, svd
+from plait.ops.method import Param, method
+from plait.ops.methods.parameters import ACCURACY, beside, is_matrix, others
+from plait.ops.methods.ties import AGGREGATE, SCOPE, ZERO_SIGN, Ballot, trim
+from plait.ops.tensor import LazyTensor
+
+#: Large, and neither method's papers merge them.
+VOCABULARY = ("embed_tokens", "lm_head")
+
+
+class Rotated:
+    """Task vectors in the basis of the joint singular vectors of `[D_1 | ... | D_K]` (`output`), or of the matrices stacked (`input`).
+
+    Args:
+        t: the merge.
+        direction: `output`: R_k = U^T D_k; `input`: R_k = V^T D_k^T.
+        tolerance, floor: which directions are left out, as for `joint_svd`.
+
+    Attributes:
+        shape: of each R_k as a tensor; rows beyond the rank are zero.
+        basis, rank: the vectors, and how many are not zero.
+        coordinates: R_k, matrices.
+    """
+
+    def __init__(self, t: MergeInputs, direction: str, tolerance: float, floor: float = 0.0) -> None:
+        self.output = direction == "output"
+        self.shape = t.shape if self.output else t.shape[::-1]
+        deltas = [matrix(d) for d in t.deltas]
+        self.basis, singular = joint_svd(deltas, side="left" if self.output else "right", tolerance=tolerance, floor=floor)
+        self.rank = rank_of(singular)
+        self.coordinates = [matmul(self.basis, d, transpose_a=True, transpose_b=not self.output) for d in deltas]
+
+    def back(self, merged: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
+        """The update that merged coordinates (a tensor) stand for."""
+        r = rows(matrix(merged), 0, self.basis.shape[1])
+        return stream(matmul(self.basis, r) if self.output else matmul(r, self.basis, transpose_a=True, transpose_b=True), shape)
+
+
+@method(
+    "knots",
+    family="subspace",
+    base="required",
+    experts=(1, None),
+    uses_name=True,
+    source="KnOTS: Model Merging with SVD to Tie the Knots, Stoica et al. 2025, section 4",
+    kinds=("whole", "fold", "map"),
+    params=(
+        Param(
+            "merge", str, "What merges the aligned coordinates: ties, or ta (task arithmetic, which alignment does not change).", "ties", choices=("ties", "ta")
+        ),
+        Param("topk", float, "Percent of an expert's coordinates that are kept.", default=100.0, low=0.0, high=100.0),
+        Param("scale", float, "Scale of the merged update.", default=1.0),
+        SCOPE,
+        Param("concat", str, "Align along the outputs, [D_1 | ... | D_K], or along the inputs.", "output", choices=("output", "input"), gradient=False),
+        Param("cut", float, "Singular values up to this are left out, beside those below 1e-6 of the largest; the released code has 1e-5.", 0.0, low=0.0),
+        ZERO_SIGN,
+        AGGREGATE,
+        Param("exclude", list, "Matrices whose name contains one of these are treated as other tensors.", default=VOCABULARY, gradient=False),
+        others("base"),
+    ),
+)
+def knots(
+    t: MergeInputs,
+    *,
+    merge: str = "ties",
+    topk: float = 100.0,
+    scale: float = 1.0,
+    scope: str = "tensor",
+    concat: str = "output",
+    cut: float = 0.0,
+    zero_sign: str = "positive",
+    aggregate: str = "mean",
+    exclude: tuple[str, ...] = VOCABULARY,
+    others: str = "base",
+) -> LazyTensor:
+    """Align the experts' updates in one joint basis, then trim, elect signs and average there.
+
+    [D_1 | ... | D_K] = U S V^T; R_k = U^T D_k = S V_k^T; theta = theta_0 + scale U TIES(R_1 ... R_K). Each R_k keeps the entries at or
+    above its topk-th percent, floor(topk d) + 1 of d as the released code, ties included. merge: ta is task arithmetic.
+    """
+    if scale == 0.0 or not is_matrix(t, exclude):
+        return beside(t, others)
+    if merge == "ta":
+        return t.origin + scale * total(t.deltas)
+    aligned = Rotated(t, concat, 1e-6, cut)
+    padding = (float(aligned.shape[0]) - aligned.rank) * float(aligned.shape[1])
+    scopes = [f"knots {label}" if scope == "global" else "" for label in t.labels]
+    coordinates = [stream(r, aligned.shape) for r in aligned.coordinates]
+    trimmed = [trim(r, topk / 100.0, s, "threshold", padding=padding) for r, s in zip(coordinates, scopes, strict=True)]
+    merged = Ballot(scopes, zero_sign=zero_sign, aggregate=aggregate).merge(trimmed, [1.0] * len(trimmed))
+    assert merged is not None
+    return t.origin + scale * aligned.back(merged, t.shape)
+
+
+@method(
+    "star",
+    family="subspace",
+    base="required",
+    experts=(1, None),
+    uses_name=True,
+    source="STAR: Spectral Truncation and Rescale for Model Merging, Lee et al. 2025, section 3",
+    kinds=("whole", "map"),
+    params=(
+        Param("eta", float, "Percent of the nuclear norm that the kept components reach.", default=40.0, low=0.0, high=100.0),
+        Param("known_rank", int, "Rank of the experts' updates where it is known (LoRA); smaller components are not looked at.", default=None, low=1),
+        Param("exclude", list, "Matrices whose name contains one of these are treated as other tensors.", default=(), gradient=False),
+        others("mean"),
+        ACCURACY,
+    ),
+)
+def star(
+    t: MergeInputs, *, eta: float = 40.0, known_rank: int | None = None, exclude: tuple[str, ...] = (), others: str = "mean", accuracy: str = "exact"
+) -> LazyTensor:
+    """Drop each expert's small singular components, rescale the others to the nuclear norm they had together, average.
+
+    delta_k = U S V^T; q: the first count whose singular values reach eta percent of their sum; S' = S[:q] sum(S) / sum(S[:q]);
+    theta = theta_0 + mean_k U S' V^T. Convolutions are taken as [out, rest]; a zero task vector stays zero.
+    """
+    if not is_matrix(t, exclude, flatten=True):
+        return beside(t, others)
+    if accuracy == "fast" and known_rank is None:
+        raise ValueError("star needs all singular values unless known_rank tells how many there are: give known_rank, or accuracy: exact")
+    merged: LazyTensor | None = None
+    for delta in t.deltas:  # one after the other: the sum and one expert's components are held
+        d = svd(matrix(later(delta, merged) if merged is not None else delta), known_rank, accuracy=accuracy)
+        kept = matmul(scale_columns(d.u, solve("star_rescaled", d.s, shape=d.s.shape, eta=eta)), d.vh)
+        merged = kept if merged is None else merged + kept
+    assert merged is not None
+    return t.origin + stream(merged, t.shape) / len(t.experts)
+
+
+@solver
+def star_rescaled(s: Any, *, eta: float) -> Any:
+    """Singular values cut off where they reach eta percent of their sum, scaled to the whole sum."""
+    import numpy as np
+
+    whole = s.sum()
+    kept = int(np.searchsorted(np.cumsum(s), whole * eta / 100.0)) + 1
+    cut = np.where(np.arange(s.size) < kept, s, 0.0)
+    return cut * (whole / cut.sum()) if whole > 0.0 else cut

@@ -116,6 +116,12 @@ def top(x: LazyTensor, density: float, *, scope: str = "", ties: str = "first", 
     return elementwise("keep_top", elementwise("magnitude_key", x), cut[0], cut[1])
 
 
+def max_abs(x: LazyTensor) -> LazyTensor:
+    """The largest magnitude of all elements, small."""
+    params = (("density", "1e-12"), ("scope", ""), ("ties", "all"))
+    return solve("magnitude_of", LazyTensor(KTH, (x,), params, shape=(2,), dtype="float64", space="small"))
+
+
 # -- rows ---------------------------------------------------------------------------------------
 def row_length(shape: tuple[int, ...], rows: str) -> int:
     """Elements of one row: along the last axis (`last`), or of all but the first axis (`output`). A vector or scalar is one row."""
@@ -210,6 +216,14 @@ def solve(name: str, *inputs: LazyTensor, shape: tuple[int, ...] = (), **params:
     if name not in SOLVERS:
         raise ValueError(f"no solver called {name!r} is declared")
     return LazyTensor(SOLVE, inputs, (("solver", name), *sorted(params.items())), shape=shape, dtype="float64", space="small")
+
+
+@solver
+def magnitude_of(threshold: Any) -> Any:
+    """The magnitude whose bits an order statistic found."""
+    import numpy as np
+
+    return float(np.array([threshold[0]]).astype(np.uint32).view(np.float32)[0])
 
 
 def number(x: float) -> LazyTensor:

@@ -34,6 +34,7 @@ class Param:
         choices: the allowed words of a `str`.
         gradient: whether a list of numbers means interpolation over the layers.
         python: keyword in Python, where it differs from `name` (`lam` for `lambda`).
+        reads: the value names a file of names; a method gets what is in it, `((name, score or None), ...)`.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Param:
     choices: tuple[str, ...] = ()
     gradient: bool = True
     python: str = ""
+    reads: bool = False
 
     @property
     def keyword(self) -> str:

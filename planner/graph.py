@@ -53,7 +53,12 @@ def verify(program: Program) -> None:
         for i in stage.compute:
             missing |= {j for j in data_inputs(program.nodes[i]) if j not in here and not _small_ready(program, j, done)}
             here.add(i)
-        missing |= {j for i in (*stage.folds, *stage.keeps) for j in ([i] if i in stage.keeps else program.nodes[i].inputs) if j not in here}
+        missing |= {
+            j
+            for i in (*stage.folds, *stage.keeps)
+            for j in ([i] if i in stage.keeps else program.nodes[i].inputs)
+            if j not in here and not _small_ready(program, j, done)
+        }
         if missing:
             raise _fault(f"stage {number} lacks node {min(missing)} ({program.nodes[min(missing)].op})")
         twice = done & {*stage.folds, *stage.wholes}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from plait.ops.algebra import differs, maximum, mean, minimum, row_dot, row_max, row_sum, sqrt, total, where
+from plait.ops.algebra import differs, dot, later, max_abs, maximum, mean, minimum, row_dot, row_max, row_sum, sqrt, sum_all, total, where
 from plait.ops.inputs import MergeInputs
+from plait.ops.matrix import matrix, svd
 from plait.ops.method import Param, step
 from plait.ops.tensor import LazyTensor
 
@@ -21,26 +22,34 @@ _EPS = 1e-8
     experts=(1, None),
     uses_name=True,
     source="MAGIC, arXiv 2512.19320, weight-space calibration",
-    kinds=("rows", "map"),
+    kinds=("rows", "fold", "whole", "map"),
     params=(
         Param(
             "rule",
             str,
-            "sphere: each row gets the mean norm of the experts' rows; ellipsoid: the released code's rule, for experts that are nearly orthogonal.",
+            "sphere: the mean norm of the experts; ellipsoid: the released code's rule, for rows of experts that are nearly orthogonal; "
+            "spectral: the mean of their largest singular values.",
             default="sphere",
-            choices=("sphere", "ellipsoid"),
+            choices=("sphere", "ellipsoid", "spectral"),
             gradient=False,
         ),
+        Param("per", str, "One coefficient a row, or one a tensor (spectral: always one a tensor).", "row", choices=("row", "tensor"), gradient=False),
         Param("norm", str, "Norm of the sphere rule.", default="L1", choices=("L1", "L2", "Linf"), gradient=False),
         Param(
             "sensitive",
             str,
-            "Layers that may only shrink while all others may only grow: none, by role (rule), or those in `layers`.",
+            "Layers that may only shrink: none, by role (rule), those in `layers`, or those in `layers_file`.",
             default="none",
-            choices=("none", "rule", "list"),
+            choices=("none", "rule", "list", "file"),
             gradient=False,
         ),
         Param("layers", list, "Names, or parts of names, of the sensitive tensors when `sensitive` is list.", default=(), gradient=False),
+        Param(
+            "layers_file", str, "A file of such names: a line each, a JSON list, or a JSON object of name and score.", default=None, gradient=False, reads=True
+        ),
+        Param("lowest", int, "Of a file with scores, the names with the lowest are sensitive, so many of them.", default=10, low=1, gradient=False),
+        Param("clip", str, "both: other layers may only grow, as in the released code; sensitive: they may do either.", "both", choices=("both", "sensitive")),
+        Param("max_cosine", float, "per: tensor leaves a tensor alone where the mean cosine of its task vectors is larger; the code has 0.5.", None, high=1.0),
         Param("target_scale", float, "Multiple of the experts' magnitude to aim at.", default=1.0, low=0.0),
     ),
 )
@@ -49,44 +58,93 @@ def magic_wsc(
     merged: LazyTensor,
     *,
     rule: str = "sphere",
+    per: str = "row",
     norm: str = "L1",
     sensitive: str = "none",
     layers: tuple[str, ...] = (),
+    layers_file: tuple[tuple[str, float | None], ...] | None = None,
+    lowest: int = 10,
+    clip: str = "both",
+    max_cosine: float | None = None,
     target_scale: float = 1.0,
 ) -> LazyTensor:
-    """Rescale each row of the merged task vector to the magnitude of the experts' rows.
+    """Rescale the merged task vector, row by row or as a whole, to the magnitude of the experts'.
 
     sphere: xi = mean_k |a_k| / |d|. ellipsoid: d is scaled onto the ellipsoid with semi-axes |a_k| along the experts' rows a_k,
-    completed by a sphere. theta = theta_0 + xi d, a zero row stays zero. Matrices named *weight* (but not *ln*) and convolutions.
+    completed by a sphere. spectral: largest singular values in place of norms. theta = theta_0 + xi d, zeros stay zero. Matrices named
+    *weight* (but not *ln*) and convolutions.
     """
+    if rule == "ellipsoid" and per == "tensor":
+        raise ValueError("magic_wsc: the ellipsoid rule works on rows; set per: row, or rule: sphere")
+    names = _names(sensitive, layers, layers_file, lowest)
     if not _eligible(t):
         return merged
     delta = merged - t.origin
-    xi = _sphere(t.deltas, delta, norm) if rule == "sphere" else _ellipsoid(t.deltas, delta)
+    if rule == "spectral":
+        xi = _ratio([_largest(d) for d in _in_turn(t.deltas)], _largest(delta))
+    elif rule == "ellipsoid":
+        xi = _ellipsoid(t.deltas, delta)
+    else:
+        measure = _norm if per == "row" else _whole_norm
+        xi = _ratio([measure(a, norm) for a in t.deltas], measure(delta, norm))
+    if max_cosine is not None and per == "tensor":
+        xi = where(_mean_cosine(t.deltas) > max_cosine, 1.0, xi)
     xi = xi * target_scale
     if sensitive != "none":
-        held = any(part in t.name for part in layers) if sensitive == "list" else _SENSITIVE.search(t.name) is not None
-        xi = minimum(xi, 1.0) if held else maximum(xi, 1.0)
+        held = _SENSITIVE.search(t.name) is not None if sensitive == "rule" else any(part in t.name for part in names)
+        xi = minimum(xi, 1.0) if held else maximum(xi, 1.0) if clip == "both" else xi
     return t.origin + xi * delta
 
 
+def _names(sensitive: str, layers: tuple[str, ...], listed: tuple[tuple[str, float | None], ...] | None, lowest: int) -> tuple[str, ...]:
+    if sensitive != "file":
+        return layers
+    if listed is None:
+        raise ValueError("magic_wsc: sensitive: file needs layers_file, a file of names")
+    scored = sorted((score, name) for name, score in listed if score is not None)
+    return tuple(name for _, name in scored[:lowest]) or tuple(name for name, _ in listed)
+
+
 def _eligible(t: MergeInputs) -> bool:
-    if len(t.shape) > 2:
-        return True
-    return len(t.shape) == 2 and "weight" in t.name and "ln" not in t.name
+    if 0 in t.shape:
+        return False
+    return len(t.shape) > 2 or (len(t.shape) == 2 and "weight" in t.name and "ln" not in t.name)
+
+
+def _ratio(experts: list[LazyTensor], size: LazyTensor) -> LazyTensor:
+    return where(differs(size, 0.0), mean(experts) / size, 1.0)
 
 
 def _norm(x: LazyTensor, norm: str) -> LazyTensor:
     if norm == "L1":
         return row_sum(abs(x), rows="output")
-    if norm == "L2":
-        return sqrt(row_dot(x, x, rows="output"))
-    return row_max(x, rows="output")
+    return sqrt(row_dot(x, x, rows="output")) if norm == "L2" else row_max(x, rows="output")
 
 
-def _sphere(experts: tuple[LazyTensor, ...], delta: LazyTensor, norm: str) -> LazyTensor:
-    size = _norm(delta, norm)
-    return where(differs(size, 0.0), mean([_norm(a, norm) for a in experts]) / size, 1.0)
+def _whole_norm(x: LazyTensor, norm: str) -> LazyTensor:
+    if norm == "L1":
+        return sum_all(abs(x))
+    return sqrt(dot(x, x)) if norm == "L2" else max_abs(x)
+
+
+def _largest(x: LazyTensor) -> LazyTensor:
+    """The largest singular value of a tensor as [out, rest]."""
+    return svd(matrix(x), 1).s[0]
+
+
+def _in_turn(deltas: tuple[LazyTensor, ...]) -> list[LazyTensor]:
+    """The task vectors, each read after the one before was decomposed, so that only one is held."""
+    turn: list[LazyTensor] = []
+    for delta in deltas:
+        turn.append(later(delta, _largest(turn[-1])) if turn else delta)
+    return turn
+
+
+def _mean_cosine(deltas: tuple[LazyTensor, ...]) -> LazyTensor:
+    """Mean of all K x K cosines, the diagonal included."""
+    lengths = [maximum(sqrt(dot(d, d)), 1e-30) for d in deltas]
+    pairs = [(dot(a, b) / (lengths[i] * lengths[j]), 1.0 if i == j else 2.0) for i, a in enumerate(deltas) for j, b in enumerate(deltas) if i <= j]
+    return total([cosine * count for cosine, count in pairs]) / float(len(deltas) ** 2)
 
 
 def _ellipsoid(experts: tuple[LazyTensor, ...], delta: LazyTensor) -> LazyTensor:

@@ -53,6 +53,7 @@ class Report:
         gpu_retries: tasks that a GPU had no memory for and that were done again, there or on the CPU.
         nonfinite_inputs: values that are infinite or NaN, by file and tensor, where they are allowed.
         nonfinite_outputs: by tensor, how many values of the output are, and how many of them were numbers before rounding to its dtype.
+        statistics: model-wide sums that methods asked for, by op and name, such as `dot opcm accumulator`.
     """
 
     seconds: float = 0.0
@@ -64,3 +65,4 @@ class Report:
     gpu_retries: int = 0
     nonfinite_inputs: dict[tuple[str, str], int] = field(default_factory=dict)
     nonfinite_outputs: dict[str, tuple[int, int]] = field(default_factory=dict)
+    statistics: dict[str, float] = field(default_factory=dict)

@@ -108,6 +108,7 @@ def execute(
                 run.sweep(sweep, frozenset())
                 finish_scopes(run, sweep)
             report.leased_peak_bytes = run.ledger.peak_bytes
+            report.statistics = {scope.key.replace("|", " "): float(host.scope_values[scope.key][""]) for scope in plan.scopes if scope.key in host.sums}
     except Stopped:
         raise
     except BaseException as error:

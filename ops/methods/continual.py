@@ -27,7 +27,7 @@ _EMBEDDINGS = ("embed",)
         Param("alpha", float, "Directions that hold less than this share of the nuclear norm are closed to later experts.", 0.5, low=0.0, high=1.0),
         Param("exclude", list, "Matrices whose name contains one of these are added as other tensors are.", default=_EMBEDDINGS, gradient=False),
         Param("merged_before", int, "The first model is an earlier result of this method over so many experts; 0: it is an expert.", 0, low=0, gradient=False),
-        Param("merged_scale", float, "The scale lambda of that earlier result, which its merge reported.", default=1.0, low=0.0, gradient=False),
+        Param("merged_norm", float, "Norm |A_k| of that earlier result's sum: root of `dot opcm accumulator` in its plait.json.", None, low=0.0, gradient=False),
     ),
 )
 def opcm(t: MergeInputs, *, alpha: float = 0.5, exclude: tuple[str, ...] = _EMBEDDINGS, merged_before: int = 0, merged_scale: float = 1.0) -> LazyTensor:
@@ -36,14 +36,16 @@ def opcm(t: MergeInputs, *, alpha: float = 0.5, exclude: tuple[str, ...] = _EMBE
     A_1 = delta_1; with A_{t-1} = U S V^T and q the first index at which S sums to more than alpha of the whole,
     A_t = A_{t-1} + delta_t - U B V^T, where B is U^T delta_t V on the leading q x q block and the diagonal, else 0.
     theta = theta_0 + A_T mean_t |delta_t| / |A_T|, norms over the whole model. Tensors other than weight matrices are added as they are.
-    An earlier result M over k experts goes on from A_k = lambda M (`merged_before` k, `merged_scale` lambda = |A_k| / mean_t |delta_t|);
-    |M| is the mean of the norms of its k experts.
+    An earlier result M over k experts goes on without them: A_k = M |A_k| / |M|, and |M| is the mean of their norms.
     """
+    if bool(merged_before) != (merged_norm is not None):
+        raise ValueError("opcm goes on from an earlier result with both merged_before and merged_norm: give both, or neither")
     if 0 in t.shape or (len(t.experts) == 1 and not merged_before):
         return t.experts[0]
     project = is_matrix(t, exclude) and "weight" in t.name
     first, *following = t.deltas
-    total, norms = first * merged_scale if merged_before else first, [_norm(first, f"opcm {t.labels[0]}")]
+    norms = [_norm(first, f"opcm {t.labels[0]}")]
+    total = first if merged_norm is None else first * (merged_norm / maximum(norms[0], 1e-300))
     for label, delta in zip(t.labels[1:], following, strict=True):
         if project:
             total, d = _projected(total, delta, alpha)

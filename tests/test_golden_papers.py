@@ -37,24 +37,16 @@ Array = npt.NDArray[Any]
 LATER = {
     "bitdelta",
     "breadcrumbs",
-    "doge_ta",
-    "drm",
     "emr",
     "fisher",
     "git_rebasin",
-    "iso_cts",
-    "knots",
     "led",
     "mats_cg",
-    "opcm",
     "pcb",
     "regmean",
     "regmean_plusplus",
     "sce_fuseai",
-    "star",
-    "svc",
     "tall_consensus",
-    "tsv_m",
     "twin_svd",
     "widen",
 }
@@ -62,8 +54,16 @@ LATER = {
 HERE = {
     "dare": {"a", "c_ties", "d_no_rescale"},
     "della": {"a", "c_count_no_normalize"},
+    "doge_ta": {"a"},
+    "drm": {"a_horizontal", "a_vertical", "c_lora_horizontal"},
     "iso_c": {"a", "c_lora"},
+    "iso_cts": {"a"},
+    "knots": {"a", "c_not_concat_output", "d_dare_ties", "e_plain_ties_weight_space"},
     "magic_wsc": {"a", "a_list", "c_sphere_L1", "c_sphere_L2_list"},
+    "opcm": {"a"},
+    "star": {"a", "c_known_rank"},
+    "svc": {"a", "c_row_space"},
+    "tsv_m": {"a", "c_eigen"},
     "ties": {"a", "c_bf16_ties", "d_normmass_max", "e_normfrac", "f_per_tensor", "g_per_tensor"},
 }
 _ELECT = {"mass": "sum", "normmass": "normmass", "normfrac": "normfrac"}
@@ -107,7 +107,7 @@ class Paper:
 
     @property
     def output(self) -> dict[str, Array]:
-        found = {name: t.value for name, t in read_file(self.folder / "out.safetensors").items() if not name.startswith("ratio_mean.")}
+        found = {name: t.value for name, t in read_file(self.folder / "out.safetensors").items() if name in self.base}
         assert set(found) == set(self.base)
         return found
 

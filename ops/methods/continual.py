@@ -27,10 +27,12 @@ _EMBEDDINGS = ("embed",)
         Param("alpha", float, "Directions that hold less than this share of the nuclear norm are closed to later experts.", 0.5, low=0.0, high=1.0),
         Param("exclude", list, "Matrices whose name contains one of these are added as other tensors are.", default=_EMBEDDINGS, gradient=False),
         Param("merged_before", int, "The first model is an earlier result of this method over so many experts; 0: it is an expert.", 0, low=0, gradient=False),
-        Param("merged_norm", float, "Norm |A_k| of that earlier result's sum: root of `dot opcm accumulator` in its plait.json.", None, low=0.0, gradient=False),
+        Param(
+            "merged_norm", float, "Norm |A_k| of that earlier result's sum: root of `dot opcm accumulator` in its plait.json.", None, low=0.0, gradient=False
+        ),
     ),
 )
-def opcm(t: MergeInputs, *, alpha: float = 0.5, exclude: tuple[str, ...] = _EMBEDDINGS, merged_before: int = 0, merged_scale: float = 1.0) -> LazyTensor:
+def opcm(t: MergeInputs, *, alpha: float = 0.5, exclude: tuple[str, ...] = _EMBEDDINGS, merged_before: int = 0, merged_norm: float | None = None) -> LazyTensor:
     """Add experts in recipe order, each without what lies in the directions that earlier ones use most.
 
     A_1 = delta_1; with A_{t-1} = U S V^T and q the first index at which S sums to more than alpha of the whole,

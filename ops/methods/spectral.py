@@ -6,9 +6,9 @@ from typing import Any
 
 from plait.ops.algebra import info, later, polar, solve, solver, total, where
 from plait.ops.inputs import MergeInputs
-from plait.ops.matrix import Svd, concat, matmul, matrix, scale_columns, stream, svd
+from plait.ops.matrix import Svd, concat, matmul, matrix, stream, svd
 from plait.ops.method import Param, method
-from plait.ops.methods.parameters import ACCURACY, LAMBDA, TEXT_PROJECTION, WEIGHT, beside, is_matrix, noise
+from plait.ops.methods.parameters import ACCURACY, LAMBDA, TEXT_PROJECTION, beside, is_matrix, noise
 from plait.ops.tensor import LazyTensor
 
 RANK_POLICY = Param(
@@ -99,54 +99,3 @@ def mean_of_positive(*spectra: Any) -> Any:
     values = np.concatenate(spectra)
     kept = values[values > 0.0]
     return float(kept.mean()) if kept.size else 0.0
-
-
-@method(
-    "tsv_m",
-    family="spectral",
-    base="required",
-    experts=(1, None),
-    uses_name=True,
-    source="Task Singular Vectors, Gargiulo et al. 2025, section 4.2",
-    kinds=("whole", "map"),
-    params=(
-        WEIGHT,
-        LAMBDA,
-        TEXT_PROJECTION,
-        Param("ref_int", bool, "Keep int(r (1/K)) triplets as the released code counts in floats, at times one fewer than r // K.", default=False),
-        ACCURACY,
-    ),
-)
-def tsv_m(
-    t: MergeInputs,
-    *,
-    weight: tuple[float, ...] = (1.0,),
-    lam: float = 1.0,
-    exclude: tuple[str, ...] = ("text_projection",),
-    ref_int: bool = False,
-    accuracy: str = "exact",
-) -> LazyTensor:
-    """Keep each task's leading singular triplets and take the interference out of them.
-
-    (U_i, S_i, V_i): the top r / K triplets of w_i delta_i; A = [U_1 ... U_K], B = [V_1; ...; V_K];
-    theta = theta_0 + lambda polar(A) diag(S_1 ... S_K) polar(B). Matrices of rank below K, and other tensors, get the mean.
-    """
-    size, count = min(t.shape, default=0), len(t.experts)
-    kept = int(size * (1 / count)) if ref_int else size // count
-    if lam == 0.0 or kept == 0 or not is_matrix(t, exclude):
-        return beside(t, lam=lam)
-    tasks: list[Svd] = []
-    for w, delta in zip(weight, t.deltas, strict=True):
-        held = matrix(later(w * delta, *(task.u for task in tasks[-1:])))
-        tasks.append(svd(held, kept, accuracy=accuracy, tolerance=noise(t.shape)))
-    left, right = polar(concat([task.u for task in tasks])), polar(concat([task.vh for task in tasks], rows=True))
-    singular = solve("joined", *(task.s for task in tasks), shape=(kept * count,))
-    return t.origin + lam * stream(matmul(scale_columns(left, singular), right), t.shape)
-
-
-@solver
-def joined(*vectors: Any) -> Any:
-    """Small vectors, one behind the other."""
-    import numpy as np
-
-    return np.concatenate(vectors)

@@ -1,14 +1,12 @@
-"""Methods that merge in a basis shared by all experts, or in each expert's own leading subspace: KnOTS and STAR."""
+"""Merging in a basis that all experts share: KnOTS, and the rotation that DRM uses too."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from plait.ops.algebra import later, solve, solver, total
+from plait.ops.algebra import below, random_bits, total, where
 from plait.ops.inputs import MergeInputs
-from plait.ops.matrix import joint_svd, matmul, matrix, rank_of, rows, scale_columns, stream, svd
+from plait.ops.matrix import joint_svd, matmul, matrix, rank_of, rows, stream
 from plait.ops.method import Param, method
-from plait.ops.methods.parameters import ACCURACY, beside, is_matrix, others
+from plait.ops.methods.parameters import SEED, beside, is_matrix, others
 from plait.ops.methods.ties import AGGREGATE, SCOPE, ZERO_SIGN, Ballot, trim
 from plait.ops.tensor import LazyTensor
 
@@ -63,6 +61,8 @@ class Rotated:
         Param("cut", float, "Singular values up to this are left out, beside those below 1e-6 of the largest; the released code has 1e-5.", 0.0, low=0.0),
         ZERO_SIGN,
         AGGREGATE,
+        Param("drop", float, "Share of the coordinates that are dropped at random before, the others rescaled (DARE).", default=0.0, low=0.0, high=0.999),
+        SEED,
         Param("exclude", list, "Matrices whose name contains one of these are treated as other tensors.", default=VOCABULARY, gradient=False),
         others("base"),
     ),
@@ -78,6 +78,8 @@ def knots(
     cut: float = 0.0,
     zero_sign: str = "positive",
     aggregate: str = "mean",
+    drop: float = 0.0,
+    seed: int = 0,
     exclude: tuple[str, ...] = VOCABULARY,
     others: str = "base",
 ) -> LazyTensor:
@@ -93,56 +95,15 @@ def knots(
     aligned = Rotated(t, concat, 1e-6, cut)
     padding = (float(aligned.shape[0]) - aligned.rank) * float(aligned.shape[1])
     scopes = [f"knots {label}" if scope == "global" else "" for label in t.labels]
-    coordinates = [stream(r, aligned.shape) for r in aligned.coordinates]
+    coordinates = [_dropped(stream(r, aligned.shape), drop, seed, label) for r, label in zip(aligned.coordinates, t.labels, strict=True)]
     trimmed = [trim(r, topk / 100.0, s, "threshold", padding=padding) for r, s in zip(coordinates, scopes, strict=True)]
     merged = Ballot(scopes, zero_sign=zero_sign, aggregate=aggregate).merge(trimmed, [1.0] * len(trimmed))
     assert merged is not None
     return t.origin + scale * aligned.back(merged, t.shape)
 
 
-@method(
-    "star",
-    family="subspace",
-    base="required",
-    experts=(1, None),
-    uses_name=True,
-    source="STAR: Spectral Truncation and Rescale for Model Merging, Lee et al. 2025, section 3",
-    kinds=("whole", "map"),
-    params=(
-        Param("eta", float, "Percent of the nuclear norm that the kept components reach.", default=40.0, low=0.0, high=100.0),
-        Param("known_rank", int, "Rank of the experts' updates where it is known (LoRA); smaller components are not looked at.", default=None, low=1),
-        Param("exclude", list, "Matrices whose name contains one of these are treated as other tensors.", default=(), gradient=False),
-        others("mean"),
-        ACCURACY,
-    ),
-)
-def star(
-    t: MergeInputs, *, eta: float = 40.0, known_rank: int | None = None, exclude: tuple[str, ...] = (), others: str = "mean", accuracy: str = "exact"
-) -> LazyTensor:
-    """Drop each expert's small singular components, rescale the others to the nuclear norm they had together, average.
-
-    delta_k = U S V^T; q: the first count whose singular values reach eta percent of their sum; S' = S[:q] sum(S) / sum(S[:q]);
-    theta = theta_0 + mean_k U S' V^T. Convolutions are taken as [out, rest]; a zero task vector stays zero.
-    """
-    if not is_matrix(t, exclude, flatten=True):
-        return beside(t, others)
-    if accuracy == "fast" and known_rank is None:
-        raise ValueError("star needs all singular values unless known_rank tells how many there are: give known_rank, or accuracy: exact")
-    merged: LazyTensor | None = None
-    for delta in t.deltas:  # one after the other: the sum and one expert's components are held
-        d = svd(matrix(later(delta, merged) if merged is not None else delta), known_rank, accuracy=accuracy)
-        kept = matmul(scale_columns(d.u, solve("star_rescaled", d.s, shape=d.s.shape, eta=eta)), d.vh)
-        merged = kept if merged is None else merged + kept
-    assert merged is not None
-    return t.origin + stream(merged, t.shape) / len(t.experts)
-
-
-@solver
-def star_rescaled(s: Any, *, eta: float) -> Any:
-    """Singular values cut off where they reach eta percent of their sum, scaled to the whole sum."""
-    import numpy as np
-
-    whole = s.sum()
-    kept = int(np.searchsorted(np.cumsum(s), whole * eta / 100.0)) + 1
-    cut = np.where(np.arange(s.size) < kept, s, 0.0)
-    return cut * (whole / cut.sum()) if whole > 0.0 else cut
+def _dropped(r: LazyTensor, drop: float, seed: int, label: str) -> LazyTensor:
+    """Coordinates of which each is kept with probability 1 - drop, and divided by it."""
+    if drop == 0.0:
+        return r
+    return where(below(random_bits(r, seed, "knots", label), float(round((1.0 - drop) * 2**32))), r, 0.0) / (1.0 - drop)

@@ -42,12 +42,11 @@ def run_whole(run: ComponentRun, i: int) -> None:
     if is_view(node.op, node):
         return
     inputs = [run.smalls.value(j) if nodes[j].space == "small" else whole_value(run, j) for j in node.inputs]
-    results = [np.empty(shape, np.float32) for shape in WHOLES[node.op].results(node)]
-    on_gpu = run.component.program in run.host.plan.on_gpu and any(x.size for x in results or inputs)
-    done, numbers = _on_gpu(run, node, inputs, results) if on_gpu else (False, None)
-    if not done:
+    done = _on_gpu(run, node, inputs) if run.component.program in run.host.plan.on_gpu else None
+    if done is None:
         with _ONE_AT_A_TIME:
-            numbers = _compute(node, inputs, results)
+            done = _compute(node, inputs)
+    results, numbers = done
     for j in made_by(run.program, i):
         run.tensors[j] = results[int(nodes[j].param("index")) if nodes[j].op == "part" else 0].reshape(-1)
     for j, other in enumerate(nodes):
@@ -60,15 +59,15 @@ def whole_value(run: ComponentRun, i: int) -> Array:
     return run.tensors[owner(run.program.nodes, i)].reshape(run.program.nodes[i].shape)
 
 
-def _on_gpu(run: ComponentRun, node: Node, inputs: Sequence[Array], results: Sequence[Array]) -> tuple[bool, Any]:
-    """Whether a GPU of the pool did it, and the numbers; not where it had no memory for it and the CPU is to do it."""
+def _on_gpu(run: ComponentRun, node: Node, inputs: Sequence[Array]) -> tuple[list[Array], Any] | None:
+    """What a GPU of the pool gives; None where it had no memory for it and the CPU is to do it."""
     try:
-        return True, _compute_on(run.host.pool, node, inputs, results)
+        return _compute_on(run.host.pool, node, inputs)
     except DeviceOutOfMemory as error:
         if run.component.program in run.host.plan.lean:
             raise _no_way_back(run, node, error) from error
     run.host.pool.note_retry()
-    return False, None
+    return None
 
 
 def _no_way_back(run: ComponentRun, node: Node, error: DeviceOutOfMemory) -> KernelError:
@@ -90,23 +89,33 @@ def _numerics(op: str) -> Callable[..., Any]:
     return function
 
 
-def _compute(node: Node, inputs: Sequence[Any], results: Sequence[Array]) -> Any:
+def _is_matrix(x: Any) -> bool:
+    return isinstance(x, np.ndarray) and x.dtype == np.float32
+
+
+def _compute(node: Node, inputs: Sequence[Any]) -> tuple[list[Array], Any]:
     import torch
 
-    held = [torch.from_numpy(x) if isinstance(x, np.ndarray) and x.dtype == np.float32 else x for x in inputs]
-    return _numerics(node.op)(node, held, [torch.from_numpy(x) for x in results])
+    from plait.ops.kernels.results import Results
+
+    held = [torch.from_numpy(x) if _is_matrix(x) else x for x in inputs]
+    out = Results(WHOLES[node.op].results(node))
+    numbers = _numerics(node.op)(node, held, out)
+    return [x.numpy() for x in out.all()], numbers
 
 
-def _compute_on(pool: DevicePool, node: Node, inputs: Sequence[Any], results: Sequence[Array]) -> Any:
-    import torch
+def _compute_on(pool: DevicePool, node: Node, inputs: Sequence[Any]) -> tuple[list[Array], Any]:
+    from plait.ops.kernels.results import Results
 
     with pool.place(device_whole_bytes(node)) as device, device.stream() as stream:
         # float32 goes over once; what is float64 about a result is made there
-        held = [device.to_device(x).view(x.shape) if isinstance(x, np.ndarray) and x.dtype == np.float32 else x for x in inputs]
-        made = [torch.empty(x.shape, dtype=torch.float32, device=device.torch_device) for x in results]
-        numbers = _numerics(node.op)(node, held, made)
-        for x, result in zip(made, results, strict=True):
-            device.to_host(x, result)
+        held = [device.to_device(x).view(x.shape) if _is_matrix(x) else x for x in inputs]
+        out = Results(WHOLES[node.op].results(node), device.torch_device)
+        numbers = _numerics(node.op)(node, held, out)
+        results: list[Array] = []
+        for x in out.all():
+            results.append(np.empty(tuple(x.shape), np.float32))
+            device.to_host(x, results[-1])
         stream.wait()
-        del held, made
-    return numbers
+        del held, out
+    return results, numbers

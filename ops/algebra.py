@@ -8,7 +8,7 @@ from operator import add
 from typing import Any
 
 from plait.ops.op import DOT, INFO, KTH, LATER, OPS, PACK, POLAR, RANDOM, ROW_DOT, ROW_MAX, ROW_RANK, ROW_SUM, SOLVE, SUM
-from plait.ops.tensor import LazyTensor, Operand, const, elementwise, value_of
+from plait.ops.tensor import LazyTensor, Operand, Space, const, elementwise, value_of
 
 #: Functions of small float64 arrays that run on the host between passes, by name.
 SOLVERS: dict[str, Callable[..., Any]] = {}
@@ -185,7 +185,7 @@ def below(bits: LazyTensor, cut: Operand) -> LazyTensor:
 # -- whole and small ----------------------------------------------------------------------------
 def polar(x: LazyTensor, rank_policy: str = "numerical") -> LazyTensor:
     """The polar factor P = U Vh of a matrix x; `info` gives its numerical rank and <P, x>, the sum of the singular values."""
-    space = "matrix" if x.space == "matrix" else "tensor"
+    space: Space = "matrix" if x.space == "matrix" else "tensor"
     return LazyTensor(POLAR, (x,), (("rank_policy", rank_policy),), shape=x.shape, dtype="float32", space=space)
 
 

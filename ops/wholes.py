@@ -2,7 +2,7 @@
 
 An op takes float32 matrices and small vectors, and gives matrices and small vectors. Its numerics are one function against torch, for any
 device: `run(facts, inputs, out) -> numbers`, with `inputs` as the node lists them (matrices as tensors, small values as float64 NumPy arrays),
-`out` tensors for its matrices to be written to, and `numbers` the small vector that `info` gives.
+`out` the `Results` that its matrices are written to, and `numbers` the small vector that `info` gives.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any, Protocol
 
 #: Elements that ops working piece by piece take at a time.
 PIECE = 1 << 17
-_SLACK = 4 << 20
+_SLACK = 1 << 19
+#: Packing buffers of the matrix library.
+_PRODUCT_SLACK, _PRODUCT_THREAD = 1 << 20, 2 << 20
 #: Ops whose result is (part of) an input's memory.
 VIEWS = frozenset(("hold", "matrix"))
 
@@ -71,12 +73,16 @@ def _small_workspace(node: Facts) -> int:
     return _SLACK
 
 
-def _piece_workspace(node: Facts) -> int:
-    """Float64 copies, keys and counts of one piece of whole rows, and histograms of both digits."""
-    return 48 * max(PIECE, sizes(node)[0][1]) + (1 << 20) + _SLACK
+def _pieces(bytes_each: int) -> Callable[[Facts], int]:
+    """Workspace of ops that take whole rows piece by piece: float64 copies, products, keys and counts."""
+    return lambda node: bytes_each * max(PIECE, sizes(node)[0][1]) + _SLACK
 
 
 # -- products -------------------------------------------------------------------------------------------
+def _product_workspace(node: Facts) -> int:
+    return _PRODUCT_SLACK + _PRODUCT_THREAD * (os.cpu_count() or 1)
+
+
 def _product_flops(node: Facts) -> float:
     return 1.0 * _numel(node) * int(node.param("inner"))  # in float32: twice as fast
 
@@ -89,7 +95,8 @@ def _polar_policy(node: Facts) -> Any:
 def _polar_workspace(node: Facts) -> int:
     from plait.ops.kernels.polar import polar_workspace_bytes
 
-    return polar_workspace_bytes(*node.shape, _polar_policy(node), threads=os.cpu_count() or 1)
+    rows, columns = node.shape
+    return polar_workspace_bytes(rows, columns, _polar_policy(node), threads=os.cpu_count() or 1)
 
 
 def _polar_flops(node: Facts) -> float:
@@ -101,13 +108,15 @@ def _polar_flops(node: Facts) -> float:
 def _svd_workspace(node: Facts) -> int:
     from plait.ops.kernels.decompose import svd_workspace_bytes
 
-    return svd_workspace_bytes(*node.shape, node.param("rank"), node.param("accuracy"))
+    rows, columns = node.shape
+    return svd_workspace_bytes(rows, columns, node.param("rank"), node.param("accuracy"))
 
 
 def _svd_flops(node: Facts) -> float:
     from plait.ops.kernels.decompose import svd_flops
 
-    return svd_flops(*node.shape, node.param("rank"), node.param("accuracy"))
+    rows, columns = node.shape
+    return svd_flops(rows, columns, node.param("rank"), node.param("accuracy"))
 
 
 def _svd_results(node: Facts) -> tuple[tuple[int, ...], ...]:
@@ -156,16 +165,16 @@ WHOLES: dict[str, Whole] = {
     "matrix": Whole("", lambda node: 0, lambda node: 0.0),
     "part": Whole("", lambda node: 0, lambda node: 0.0),
     "stream": Whole(_HERE + "pad", _small_workspace, _touch),
-    "matmul": Whole(_HERE + "product", _small_workspace, _product_flops),
+    "matmul": Whole(_HERE + "product", _product_workspace, _product_flops),
     "concat": Whole(_HERE + "concat", _small_workspace, _touch),
     "scale": Whole(_HERE + "scale", _small_workspace, _touch),
     "cut": Whole(_HERE + "cut", _small_workspace, _touch),
     "combine": Whole(_HERE + "combine", _small_workspace, _touch),
     "svd": Whole(_HERE + "svd", _svd_workspace, _svd_flops, _svd_results),
     "joint_svd": Whole(_HERE + "joint_svd", _joint_workspace, _joint_flops),
-    "row_dots": Whole(_HERE + "row_dots", _piece_workspace, _touch, _nothing),
-    "prune_threshold": Whole(_HERE + "prune_threshold", _piece_workspace, lambda node: 128.0 * sum(map(math.prod, sizes(node))), _nothing),
-    "prune": Whole(_HERE + "prune", _piece_workspace, _touch),
+    "row_dots": Whole(_HERE + "row_dots", _pieces(24), _touch, _nothing),
+    "prune_threshold": Whole(_HERE + "prune_threshold", _pieces(54), lambda node: 128.0 * sum(map(math.prod, sizes(node))), _nothing),
+    "prune": Whole(_HERE + "prune", _pieces(24), _touch),
     "opcm_block": Whole(_HERE + "opcm_block", _small_workspace, _touch),
     "doge_correction": Whole("plait.ops.kernels.doge:correction", _doge_workspace, _doge_flops),
 }

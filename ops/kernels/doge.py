@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
+from plait.ops.kernels.results import Results
 from plait.ops.wholes import Facts
 
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 
 
-def correction(node: Facts, inputs: Sequence[Any], out: Sequence[torch.Tensor]) -> None:
+def correction(node: Facts, inputs: Sequence[Any], out: Results) -> None:
     """Minimise sum_j sum_rows <t_j, t_j - sum_i l_i (t_i + d)>^2 over d, the gradient projected away from a subspace of columns.
 
     With c_j = <t_j, t_j - sum_i l_i t_i> - L <t_j, d> for each row and L = sum_i l_i, the gradient is -2 L sum_j c_j t_j.

@@ -10,10 +10,11 @@ import torch
 
 from plait.ops.kernels.decompose import joint_basis_into, svd_into
 from plait.ops.kernels.polar import polar
+from plait.ops.kernels.results import Results
 from plait.ops.wholes import PIECE, Facts
 
 Inputs = Sequence[Any]
-Out = Sequence[torch.Tensor]
+Out = Results
 
 
 def polar_factor(node: Facts, inputs: Inputs, out: Out) -> Any:

@@ -78,7 +78,8 @@ def iso_cts(
     size, count = min(t.shape), len(t.experts)
     each = min(round((size - int(size * common_space_fraction)) / count), size // count)
     if each == 0:
-        return iso_c(t, lam=lam, exclude=exclude)
+        flat: LazyTensor = iso_c(t, lam=lam, exclude=exclude)
+        return flat
     common = svd(matrix(total(t.deltas)), size - each * count, tolerance=noise(t.shape))
     own: list[Svd] = []
     for delta in t.deltas:  # one after the other, so that a single task vector is held

@@ -105,18 +105,17 @@ def rows(x: LazyTensor, first: int, end: int) -> LazyTensor:
     return x if (first, end) == (0, x.shape[0]) else _node("cut", (x,), (end - first, x.shape[1]), axis=0, first=first)
 
 
-def svd(x: LazyTensor, rank: int | None = None, *, accuracy: str = "exact", tolerance: float = 0.0) -> Svd:
-    """The singular value decomposition of a matrix, thin or truncated.
+def svd(x: LazyTensor, rank: int | None = None, *, accuracy: str = "exact") -> Svd:
+    """The singular value decomposition of a matrix, thin or truncated; triplets below max(m, n) eps32 of the largest are all zero.
 
     Args:
         x: `[m, n]`.
         rank: largest number of triplets; None for min(m, n).
         accuracy: `exact`, or `fast` for a randomised range finder.
-        tolerance: triplets with singular values up to this times the largest are all zero.
     """
     m, n = x.shape
     k = min(m, n) if rank is None else min(rank, m, n)
-    both = _node("svd", (x,), (m, n), rank=k, accuracy=accuracy, tolerance=tolerance)
+    both = _node("svd", (x,), (m, n), rank=k, accuracy=accuracy)
     return Svd(_part(both, 0, (m, k)), info(both, (k,)), _part(both, 1, (k, n)))
 
 

@@ -109,14 +109,14 @@ def _svd_workspace(node: Facts) -> int:
     from plait.ops.kernels.decompose import svd_workspace_bytes
 
     rows, columns = node.shape
-    return svd_workspace_bytes(rows, columns, node.param("rank"), node.param("accuracy"))
+    return svd_workspace_bytes(rows, columns, node.param("rank"), node.param("accuracy")) if node.param("rank") else 0
 
 
 def _svd_flops(node: Facts) -> float:
-    from plait.ops.kernels.decompose import svd_flops
+    from plait.ops.kernels.thin_svd import svd_flops
 
     rows, columns = node.shape
-    return svd_flops(rows, columns, node.param("rank"), node.param("accuracy"))
+    return svd_flops(rows, columns, node.param("rank"), node.param("accuracy")) if node.param("rank") else 0.0
 
 
 def _svd_results(node: Facts) -> tuple[tuple[int, ...], ...]:
@@ -144,7 +144,7 @@ def _joint_flops(node: Facts) -> float:
 # -- of single methods --------------------------------------------------------------------------------------
 def _doge_workspace(node: Facts) -> int:
     m, n = node.shape
-    return 4 * (4 * m * n + int(node.param("inner")) * n) + _SLACK
+    return 4 * (4 * m * n + int(node.param("inner")) * n) + _product_workspace(node)
 
 
 def _doge_flops(node: Facts) -> float:

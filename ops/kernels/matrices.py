@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from plait.ops.kernels.decompose import joint_basis_into, svd_into
+from plait.ops.kernels.decompose import joint_basis
 from plait.ops.kernels.polar import polar
 from plait.ops.kernels.results import Results
+from plait.ops.kernels.thin_svd import svd as thin_svd
 from plait.ops.wholes import PIECE, Facts
 
 Inputs = Sequence[Any]
@@ -90,14 +91,21 @@ def combine(node: Facts, inputs: Inputs, out: Out) -> None:
 
 
 def svd(node: Facts, inputs: Inputs, out: Out) -> Any:
-    """Thin or truncated singular triplets; numbers: the singular values."""
-    return svd_into(inputs[0], out[0], out[1], node.param("accuracy"), node.param("tolerance")).numpy()
+    """Thin or truncated singular triplets; numbers: the singular values. Directions below rounding noise are zero."""
+    if not node.param("rank"):
+        return np.zeros(0)
+    found = thin_svd(inputs[0], node.param("rank"), node.param("accuracy"))
+    out.give(0, found.u)
+    out.give(1, found.vh)
+    return found.s.cpu().numpy()
 
 
 def joint_svd(node: Facts, inputs: Inputs, out: Out) -> Any:
     """Joint left or right vectors of several matrices; numbers: the singular values."""
     xs = inputs if node.param("side") == "left" else [x.T for x in inputs]
-    return joint_basis_into(xs, out[0], node.param("tolerance"), node.param("floor")).numpy()
+    basis, s = joint_basis(xs, node.shape[1], node.param("tolerance"), node.param("floor"))
+    out.give(0, basis)
+    return s.numpy()
 
 
 def _row_pieces(rows: int, columns: int) -> Iterator[slice]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
-
 from plait.ops.algebra import mean
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import Param
@@ -49,9 +47,3 @@ def is_matrix(t: MergeInputs, exclude: tuple[str, ...] = (), *, flatten: bool = 
 def beside(t: MergeInputs, rule: str = "mean", lam: float = 1.0) -> LazyTensor:
     """The other tensors: base + lambda mean of the task vectors, or the base."""
     return t.origin if rule == "base" or lam == 0.0 else t.origin + lam * mean(t.deltas)
-
-
-def noise(shape: tuple[int, ...]) -> float:
-    """Singular values up to this times the largest are rounding noise of float32."""
-    rows = shape[0]
-    return float(max(rows, prod(shape[1:]))) * 2.0**-23

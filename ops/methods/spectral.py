@@ -8,7 +8,7 @@ from plait.ops.algebra import info, later, polar, solve, solver, total, where
 from plait.ops.inputs import MergeInputs
 from plait.ops.matrix import Svd, concat, matmul, matrix, stream, svd
 from plait.ops.method import Param, method
-from plait.ops.methods.parameters import ACCURACY, LAMBDA, TEXT_PROJECTION, beside, is_matrix, noise
+from plait.ops.methods.parameters import ACCURACY, LAMBDA, TEXT_PROJECTION, beside, is_matrix
 from plait.ops.tensor import LazyTensor
 
 RANK_POLICY = Param(
@@ -80,12 +80,12 @@ def iso_cts(
     if each == 0:
         flat: LazyTensor = iso_c(t, lam=lam, exclude=exclude)
         return flat
-    common = svd(matrix(total(t.deltas)), size - each * count, tolerance=noise(t.shape))
+    common = svd(matrix(total(t.deltas)), size - each * count)
     own: list[Svd] = []
     for delta in t.deltas:  # one after the other, so that a single task vector is held
         d = matrix(later(delta, (own[-1] if own else common).u))
         outside = d - matmul(common.u, matmul(common.u, d, transpose_a=True)) if common.u.shape[1] else d
-        own.append(svd(outside, each, accuracy=accuracy, tolerance=noise(t.shape)))
+        own.append(svd(outside, each, accuracy=accuracy))
     parts = [*own, common] if common.u.shape[1] else own
     a, b = concat([p.u for p in parts]), concat([p.vh for p in parts], rows=True)
     singular = solve("mean_of_positive", *(p.s for p in parts))

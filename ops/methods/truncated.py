@@ -8,7 +8,7 @@ from plait.ops.algebra import later, polar, solve, solver
 from plait.ops.inputs import MergeInputs
 from plait.ops.matrix import Svd, concat, matmul, matrix, scale_columns, stream, svd
 from plait.ops.method import Param, method
-from plait.ops.methods.parameters import ACCURACY, LAMBDA, TEXT_PROJECTION, WEIGHT, beside, is_matrix, noise, others
+from plait.ops.methods.parameters import ACCURACY, LAMBDA, TEXT_PROJECTION, WEIGHT, beside, is_matrix, others
 from plait.ops.tensor import LazyTensor
 
 
@@ -49,7 +49,7 @@ def tsv_m(
     tasks: list[Svd] = []
     for w, delta in zip(weight, t.deltas, strict=True):
         held = matrix(later(w * delta, *(task.u for task in tasks[-1:])))
-        tasks.append(svd(held, kept, accuracy=accuracy, tolerance=noise(t.shape)))
+        tasks.append(svd(held, kept, accuracy=accuracy))
     left, right = polar(concat([task.u for task in tasks])), polar(concat([task.vh for task in tasks], rows=True))
     singular = solve("joined", *(task.s for task in tasks), shape=(kept * count,))
     return t.origin + lam * stream(matmul(scale_columns(left, singular), right), t.shape)

@@ -20,7 +20,7 @@ from plait.engine.finite import first_not_finite
 from plait.engine.looking import Looking
 from plait.engine.orderstat import NO_LIMIT, Statistic
 from plait.engine.smalls import SmallValues
-from plait.engine.whole import run_whole, whole_value
+from plait.engine.whole import give_back, run_whole, whole_value
 from plait.engine.worker import Host, Worker, like_in_page
 from plait.ops.dtypes import BY_CODE
 from plait.planner.blocks import BLOCK, aligned, block_count, block_elements, seen_whole
@@ -32,6 +32,8 @@ from plait.planner.types import TensorRef
 COPY_UNIT = 64 << 20  #: bytes of a tensor copied without decoding that are copied at once
 #: Smaller blocks are written by the worker itself: they go to the page cache, and another thread would only take longer.
 _WORTH_HANDING_OVER = 1 << 17
+#: Freed memory that is worth a call to the C library.
+_WORTH_GIVING_BACK = 1 << 20
 #: No node: a pass that counts only this counts nothing.
 _NOTHING = -1
 
@@ -224,8 +226,8 @@ class ComponentRun:
             self._drop(self.lives[number].after_whole[place])
 
     def _drop(self, owners: tuple[int, ...]) -> None:
-        for i in owners:
-            self.tensors.pop(i, None)
+        if sum(self.tensors.pop(i).nbytes for i in owners if i in self.tensors) > _WORTH_GIVING_BACK:
+            give_back()
 
     def blocks(self, stage: Stage) -> list[tuple[int, int, int]]:
         """`(number, first element, elements)` of each block of a stage."""

@@ -6,6 +6,7 @@ again on the CPU, which the plan has kept room for wherever the memory budget ha
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -47,11 +48,29 @@ def run_whole(run: ComponentRun, i: int) -> None:
         with _ONE_AT_A_TIME:
             done = _compute(node, inputs)
     results, numbers = done
+    give_back()
     for j in made_by(run.program, i):
         run.tensors[j] = results[int(nodes[j].param("index")) if nodes[j].op == "part" else 0].reshape(-1)
     for j, other in enumerate(nodes):
         if other.op == "info" and other.inputs == (i,):
             run.smalls.values[j] = np.asarray(numbers, np.float64)
+
+
+@cache
+def _trim() -> Callable[[int], int] | None:
+    """The C library's way to give freed memory back, where it has one (glibc)."""
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return None
+    return trim
+
+
+def give_back() -> None:
+    """Give freed memory back to the system: large arrays that were freed stay in the C library's heap otherwise, one for each thread."""
+    trim = _trim()
+    if trim is not None:
+        trim(0)
 
 
 def whole_value(run: ComponentRun, i: int) -> Array:

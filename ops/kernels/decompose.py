@@ -61,6 +61,7 @@ def joint_basis(xs: Sequence[torch.Tensor], columns: int, tolerance: float, floo
         basis[:, :rank] = leading.flip(1)
     else:
         scaled = leading.flip(1).div_(s[:rank])
+        del vectors, leading
         for part, block in _row_blocks(xs):
             basis[part, :rank] = torch.mm(block, scaled)
     return basis, s.cpu()

@@ -6,7 +6,7 @@ from typing import Any
 
 from plait.ops.algebra import info, later, polar, solve, solver, total, where
 from plait.ops.inputs import MergeInputs
-from plait.ops.matrix import Svd, concat, matmul, matrix, stream, svd
+from plait.ops.matrix import Svd, concat, matmul, matrix, scale_columns, stream, svd
 from plait.ops.method import Param, method
 from plait.ops.methods.parameters import ACCURACY, LAMBDA, TEXT_PROJECTION, beside, is_matrix
 from plait.ops.tensor import LazyTensor
@@ -84,12 +84,22 @@ def iso_cts(
     own: list[Svd] = []
     for delta in t.deltas:  # one after the other, so that a single task vector is held
         d = matrix(later(delta, (own[-1] if own else common).u))
-        outside = d - matmul(common.u, matmul(common.u, d, transpose_a=True)) if common.u.shape[1] else d
-        own.append(svd(outside, each, accuracy=accuracy))
+        if not common.u.shape[1]:
+            own.append(svd(d, each, accuracy=accuracy))
+            continue
+        outside = svd(d - matmul(common.u, matmul(common.u, d, transpose_a=True)), each, accuracy=accuracy)
+        real = solve("above_noise", outside.s, common.s, shape=outside.s.shape, noise=max(t.shape) * 2.0**-23)
+        own.append(Svd(scale_columns(outside.u, real), outside.s * real, outside.vh))
     parts = [*own, common] if common.u.shape[1] else own
     a, b = concat([p.u for p in parts]), concat([p.vh for p in parts], rows=True)
     singular = solve("mean_of_positive", *(p.s for p in parts))
     return t.origin + lam * singular * stream(matmul(polar(a), polar(b)), t.shape)
+
+
+@solver
+def above_noise(s: Any, common: Any, *, noise: float) -> Any:
+    """1 for singular values that are more than what rounding leaves of the common directions, else 0."""
+    return (s > noise * common[0]).astype(float)
 
 
 @solver

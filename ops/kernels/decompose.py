@@ -72,9 +72,11 @@ def joint_workspace_bytes(count: int, m: int, n: int) -> int:
     short, long = sorted((m, count * n))
     result = 4 * m * short
     block = 8 * short * block_columns(short, long)
-    # first the Gram matrix, its eigenvectors, and LAPACK's work of two more; then the eigenvectors, on the tall way scaled, a block and its product
-    late = 8 * short * short + (8 * short * short + 2 * block if m > count * n else 0)
-    return max(32 * short * short - result, 8 * short * short + block - result, late) + library_bytes(short, threads())
+    # the Gram matrix, its eigenvectors, and LAPACK's work of two more
+    early = max(32 * short * short, 8 * short * short + block)
+    if m > count * n:  # the heap does not give all of that back before blocks of rows and their products are made
+        return early + 2 * block + library_bytes(short, threads())
+    return max(early - result, 8 * short * short) + library_bytes(short, threads())
 
 
 def svd_workspace_bytes(m: int, n: int, rank: int, accuracy: Accuracy) -> int:

@@ -59,6 +59,14 @@ def texts(models: list[Path]) -> dict[str, str]:
         "model_stock_rows": tiny.recipe("model_stock", experts, base=base, parameters={"filter_wise": True}),
         "iso_c": tiny.recipe("iso_c", experts, base=base),
         "passthrough": tiny.recipe("passthrough", [base], each={"scale": 1.5}),
+        "iso_cts": tiny.recipe("iso_cts", experts, base=base),
+        "tsv_m": tiny.recipe("tsv_m", experts, base=base, each={"weight": 1.0}),
+        "star": tiny.recipe("star", experts, base=base),
+        "knots": tiny.recipe("knots", experts, base=base, parameters={"topk": 40.0, "scope": "global"}),
+        "drm": tiny.recipe("drm", experts, base=base),
+        "opcm": tiny.recipe("opcm", experts, base=base),
+        "doge_ta": tiny.recipe("doge_ta", experts, base=base, parameters={"steps": 3}),
+        "svc": tiny.recipe("linear", experts, each={"weight": 1.0}, steps=[{"method": "svc", "base_model": str(base)}]),
     }
     for norm in ("L1", "L2", "Linf"):
         step = {"method": "magic_wsc", "base_model": str(base), "parameters": {"norm": norm}}

@@ -172,7 +172,7 @@ WHOLES: dict[str, Whole] = {
     "combine": Whole(_HERE + "combine", _small_workspace, _touch),
     "svd": Whole(_HERE + "svd", _svd_workspace, _svd_flops, _svd_results),
     "joint_svd": Whole(_HERE + "joint_svd", _joint_workspace, _joint_flops),
-    "row_dots": Whole(_HERE + "row_dots", _pieces(24), _touch, _nothing),
+    "row_dots": Whole(_HERE + "row_dots", _pieces(16), _touch, _nothing),
     "prune_threshold": Whole(_HERE + "prune_threshold", _pieces(54), lambda node: 128.0 * sum(map(math.prod, sizes(node))), _nothing),
     "prune": Whole(_HERE + "prune", _pieces(24), _touch),
     "opcm_block": Whole(_HERE + "opcm_block", _small_workspace, _touch),

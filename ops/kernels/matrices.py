@@ -108,24 +108,30 @@ def joint_svd(node: Facts, inputs: Inputs, out: Out) -> Any:
     return s.numpy()
 
 
-def _row_pieces(rows: int, columns: int) -> Iterator[slice]:
-    step = max(1, PIECE // max(columns, 1))
-    for first in range(0, rows, step):
-        yield slice(first, min(rows, first + step))
-
-
 def row_dots(node: Facts, inputs: Inputs, out: Out) -> Any:
     """Inner products of matching rows, in float64."""
     a, b = inputs
-    found = [(a[part].double() * b[part].double()).sum(dim=1).cpu() for part in _row_pieces(*a.shape)]
-    return torch.cat(found).numpy() if found else np.zeros(0)
+    found = torch.empty(a.shape[0], dtype=torch.float64, device=a.device)
+    for part, wide in _wide_rows(a):
+        torch.sum(wide.mul_(b[part]), dim=1, out=found[part])
+    return found.cpu().numpy()
 
 
-def _unit_rows(x: torch.Tensor) -> torch.Tensor:
-    """Rows divided by their norms, rounded to float32; a zero row stays zero."""
-    wide = x.double()
-    norms = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
-    return (wide / torch.where(norms > 0.0, norms, 1.0)).to(torch.float32)
+def _wide_rows(x: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Pieces of whole rows in float64, each in the same memory: fresh ones would fragment the heap."""
+    rows, columns = x.shape
+    step = max(1, PIECE // max(columns, 1))
+    buffer = torch.empty((min(rows, step), columns), dtype=torch.float64, device=x.device)
+    for first in range(0, rows, step):
+        part = slice(first, min(rows, first + step))
+        yield part, buffer[: part.stop - first].copy_(x[part])
+
+
+def _unit_rows(x: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Pieces of whole rows divided by their norms, rounded to float32; a zero row stays zero."""
+    for part, wide in _wide_rows(x):
+        norms = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+        yield part, wide.div_(torch.where(norms > 0.0, norms, 1.0)).to(torch.float32)
 
 
 def prune_threshold(node: Facts, inputs: Inputs, out: Out) -> Any:
@@ -152,8 +158,8 @@ def prune_threshold(node: Facts, inputs: Inputs, out: Out) -> Any:
 def _keys(xs: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
     """Bits of the unit rows' magnitudes, which order as the magnitudes do."""
     for x in xs:
-        for part in _row_pieces(*x.shape):
-            yield _unit_rows(x[part]).abs_().reshape(-1).view(torch.int32)
+        for _, unit in _unit_rows(x):
+            yield unit.abs_().reshape(-1).view(torch.int32)
 
 
 def _reached(histogram: torch.Tensor, k: int) -> tuple[int, int]:
@@ -168,8 +174,8 @@ def prune(node: Facts, inputs: Inputs, out: Out) -> None:
     """A matrix without the entries whose unit-row magnitude is below the threshold."""
     x, threshold = inputs
     limit = torch.tensor(float(threshold), dtype=torch.float32, device=x.device)
-    for part in _row_pieces(*x.shape):
-        out[0][part] = torch.where(_unit_rows(x[part]).abs_() >= limit, x[part], 0.0)
+    for part, unit in _unit_rows(x):
+        torch.where(unit.abs_() >= limit, x[part], torch.zeros((), dtype=torch.float32, device=x.device), out=out[0][part])
 
 
 def opcm_block(node: Facts, inputs: Inputs, out: Out) -> None:

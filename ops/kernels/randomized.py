@@ -129,7 +129,8 @@ def _orthonormal(y: torch.Tensor, shape: torch.Size) -> torch.Tensor:
 
     if not bool(y.isfinite().all()):
         raise not_finite(tuple(shape), "singular values")
-    return torch.linalg.qr(y).Q
+    basis: torch.Tensor = torch.linalg.qr(y).Q
+    return basis
 
 
 def small_triplets(b: torch.Tensor, q: int, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

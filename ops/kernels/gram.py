@@ -23,7 +23,7 @@ _COLUMNS = 1024
 _BLOCK_BYTES = 4 << 20
 _BANDS = 8
 # what the matrix library takes for itself: packing buffers of products, and per thread and row those of dsyevd, measured with 1, 2 and 4 threads
-_LIBRARY_BYTES, _THREAD_BYTES, _THREAD_ROW_BYTES = 4 << 20, 3 << 20, 3000
+_LIBRARY_BYTES, _THREAD_BYTES, _THREAD_ROW_BYTES = 4 << 20, 3 << 20, 3500
 _BAND_ROWS = 64  # smaller bands than this cost more in calls than they leave out
 
 
@@ -54,6 +54,12 @@ def blocks(source: torch.Tensor, device: torch.device, buffer: torch.Tensor | No
 def library_bytes(side: int, threads: int) -> int:
     """Memory that the matrix library takes on the CPU beyond LAPACK's declared workspace, for a symmetric matrix of that side."""
     return _LIBRARY_BYTES + threads * (_THREAD_BYTES + _THREAD_ROW_BYTES * side)
+
+
+def svd64_bytes(short: int, long: int) -> int:
+    """Memory of torch's SVD of a matrix in float64 on the CPU, the float64 copy included: that, LAPACK's and Vh; U and dgesdd's work."""
+    # dgesdd takes an LQ factorization first where the long side is 11/6 of the short one, and then wants less
+    return 8 * (3 * short * long + (5 if 6 * long >= 11 * short else 7) * short * short)
 
 
 def new_gram(side: int, device: torch.device | str = "cpu") -> torch.Tensor:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from plait.ops.kernels.gram import add_columns, block_buffer, block_columns, blocks, eigh, library_bytes, new_gram, not_finite, require_finite
+from plait.ops.kernels.gram import add_columns, block_buffer, block_columns, blocks, eigh, library_bytes, new_gram, not_finite, require_finite, svd64_bytes
 from plait.ops.kernels.randomized import randomized_flops, randomized_svd, randomized_workspace_bytes, refuse, require_rank
 
 if TYPE_CHECKING:
@@ -245,8 +245,7 @@ def svd_workspace_bytes(
     if route == "randomized":
         return randomized_workspace_bytes(rows, columns, q, threads)
     if route == "direct":
-        # the matrix in float64, LAPACK's copy and Vh; U and dgesdd's work
-        return 8 * (3 * short * long + 7 * short * short) + library_bytes(short, threads)
+        return svd64_bytes(short, long) + library_bytes(short, threads)
     return _gram_bytes(short, long, q) + library_bytes(short, threads)
 
 

@@ -13,6 +13,8 @@ import click
 from plait.bench import bench
 from plait.ops.errors import PlaitError, PlanError, RecipeError, Stopped
 from plait.planner.header_text import printable
+from plait.lora import extract_lora_command
+from plait.ops.errors import PlaitError
 
 _EXAMPLES = """
 \b
@@ -152,6 +154,7 @@ def main() -> None:
 
 
 main.add_command(bench)
+main.add_command(extract_lora_command)
 
 
 def _machine_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from plait.ops.errors import KernelError
 from plait.ops.kernels import gram
 from plait.ops.kernels import polar as module
 from plait.ops.kernels.polar import polar, polar_workspace_bytes
-from tests.support.workspace import measured_bytes, needs_rss_anon
+from support.workspace import measured_bytes, needs_rss_anon
 
 EPS32 = np.finfo(np.float32).eps
 

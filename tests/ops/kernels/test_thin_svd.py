@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from plait.ops.errors import KernelError
 from plait.ops.kernels import thin_svd
 from plait.ops.kernels.thin_svd import joint_basis, joint_basis_workspace_bytes, svd, svd_flops, svd_route, svd_workspace_bytes
-from tests.support.workspace import measured_bytes, needs_rss_anon
+from support.workspace import measured_bytes, needs_rss_anon
 
 EPS32 = np.finfo(np.float32).eps
 

@@ -157,7 +157,7 @@ def target_bytes(target: Target, rank: int, accuracy: Literal["exact", "fast"], 
     q = min(rank, m, n)
     # U, S, Vh, then A and B beside them, rounded and widened again to measure what they give
     factors = 12 * q * (m + n + 1)
-    return 4 * m * n + pieces + factors + svd_workspace_bytes(m, n, q, accuracy, threads)
+    return 4 * m * n + factors + max(pieces, svd_workspace_bytes(m, n, q, accuracy, threads))
 
 
 def storage_code(name: str) -> str:

@@ -4,7 +4,7 @@
 
 Each run is a process of its own; in each repetition of a shape ours and torch's follow one another. The matrix is noise with 64
 directions above it, as a fine-tuned model's change is; torch's time does not depend on that. Errors are relative: of a polar factor P of X,
-the larger of |P P' - I| and the asymmetric part of P' X; of a truncated SVD, how much more it leaves than torch's does; of a joint basis the
+the larger of |P P' P - P| / |P| and the asymmetric part of P X'; of a truncated SVD, how much more it leaves than torch's does; of a joint basis the
 same, over all matrices. Where other work runs beside, one thread and `--by cpu` compare processor time.
 """
 
@@ -80,7 +80,7 @@ def polar_error(p):
     p, d = (p, x[0]) if m <= n else (p.T, x[0].T)
     p, d = p.double(), d.double()
     h = p @ d.T
-    return max(float((p @ p.T - torch.eye(len(p), dtype=torch.float64)).norm()) / len(p) ** 0.5, float((h - h.T).norm() / h.norm()))
+    return max(float((p @ (p.T @ p) - p).norm() / p.norm()), float((h - h.T).norm() / h.norm()))
 error = {error}
 print(json.dumps({{"wall_s": wall, "cpu_s": cpu, "peak_bytes": peak - base, "error": error}}))
 """

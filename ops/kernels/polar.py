@@ -9,9 +9,9 @@ eps64 · κ². Directions with σ <= tol · σ_1, tol = max(m, n) · eps32, are 
 left out, so κ <= 1 / tol and the estimate is at most `ERROR_LIMIT` for every matrix with a side of 500 or
 more. Only smaller matrices can exceed it; those are decomposed by SVD in float64, which costs nothing.
 
-Large matrices on the CPU are multiplied in float32 where that is harmless. The factor is split by σ >= σ_1 / 8: the part
-above is rounded to float32, for an error of about 8 · eps32 along a direction and below 6 · eps32 over all; the
-directions below, few as a rule, keep float64. A square matrix then costs less than its float32 SVD, a wide one a third.
+Large matrices on the CPU are multiplied in float32 where that is harmless: rounding costs about 3e-7 times
+rms(σ) · rms(1/σ) over the directions that it concerns. The strongest and the weakest are taken out of the matrix and
+multiplied in float64 until that product is `_SPREAD`; as a rule they are few.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ ERROR_LIMIT = 1e-6
 _GRAM_FACTOR = 16.0  # with κ up to 1e6 the measured error is below 0.1 · eps64 · κ²; the rest is margin
 _SVD_SIDE = 512
 # float32 products pay from this side on, and where at most this part of the directions wants float64
-_NARROW_SIDE, _NARROW_COLUMNS, _WIDE_PART, _WELL = 256, 256, 0.35, 8.0
+_NARROW_SIDE, _NARROW_COLUMNS, _WIDE_PART = 256, 256, 0.3
+_SPREAD = 2.0
+_STRONG_PARTS = 64, 32, 16, 8  # parts of the directions that may count as strong
 
 
 def polar(
@@ -119,7 +121,6 @@ def polar_flops(m: int, n: int, rank_policy: RankPolicy = "numerical") -> float:
 
 def _polar_short(source: torch.Tensor, target: torch.Tensor, device: torch.device, *, full: bool) -> int:
     """Polar factor of `[short, long]`, written to `target`; returns the rank kept."""
-
     short, long = source.shape
     if full:
         return _by_svd(source, target, device, tolerance=0.0)
@@ -138,12 +139,30 @@ def _polar_short(source: torch.Tensor, target: torch.Tensor, device: torch.devic
         return _by_svd(source, target, device, tolerance=tolerance)
     scales, basis = values[short - rank :].rsqrt(), vectors[:, short - rank :]
     del vectors
-    few = int((values[short - rank :] < largest / _WELL**2).sum())
-    if device.type == "cpu" and short >= _NARROW_SIDE and few <= _WIDE_PART * rank:
-        _multiply_narrow(source, target, basis, scales, few)
+    weak, strong = _exceptions(values[short - rank :])
+    if device.type == "cpu" and short >= _NARROW_SIDE and weak + strong <= _WIDE_PART * rank:
+        _multiply_narrow(source, target, basis, scales, weak, strong)
     else:
         _multiply_wide(source, target, (basis * scales) @ basis.T, device)
     return rank
+
+
+def _exceptions(values: torch.Tensor) -> tuple[int, int]:
+    """How many of the smallest and of the largest of ascending eigenvalues to leave out, few, so that the others are `_SPREAD` or less apart."""
+    import torch
+
+    rank, best = len(values), (len(values), 0)
+    below = torch.cat([values.new_zeros(1), values.cumsum(0)])
+    inverse = torch.cat([values.reciprocal().flip(0).cumsum(0).flip(0), values.new_zeros(1)])
+    for strong in (0, *(rank // part for part in _STRONG_PARTS)):
+        end = rank - strong
+        weak = torch.arange(end + 1, device=values.device)
+        count = (end - weak).clamp_min(1)
+        spread = (below[end] - below[: end + 1]) * (inverse[: end + 1] - inverse[end]) / count**2
+        fits = (spread <= _SPREAD**2).nonzero()
+        if len(fits) and int(fits[0]) + strong < sum(best):
+            best = int(fits[0]), strong
+    return best
 
 
 def _multiply_wide(source: torch.Tensor, target: torch.Tensor, factor: torch.Tensor, device: torch.device) -> None:
@@ -156,23 +175,26 @@ def _multiply_wide(source: torch.Tensor, target: torch.Tensor, factor: torch.Ten
         target[:, part] = torch.mm(factor, block, out=buffer[: block.numel()].view_as(block))
 
 
-def _multiply_narrow(source: torch.Tensor, target: torch.Tensor, basis: torch.Tensor, scales: torch.Tensor, few: int) -> None:
-    """target = basis · diag(scales) · basisᵀ · source on the CPU, in float32 but for the first `few` directions, by blocks."""
+def _multiply_narrow(source: torch.Tensor, target: torch.Tensor, basis: torch.Tensor, scales: torch.Tensor, weak: int, strong: int) -> None:
+    """target = basis · diag(scales) · basisᵀ · source on the CPU, in float32 but for the `weak` first and `strong` last directions, by blocks."""
     import torch
 
     short, long = source.shape
-    half = basis[:, few:] * scales[few:].sqrt()
+    end = len(scales) - strong
+    half = basis[:, weak:end] * scales[weak:end].sqrt()
     factor = mirror(add_columns(new_gram(short), half)).to(torch.float32)
     del half
-    near = basis[:, :few].contiguous()
-    far = (near * scales[:few]).T.contiguous()
-    del basis
-    product = torch.empty(short * _NARROW_COLUMNS, dtype=torch.float32)
+    near = torch.cat([basis[:, :weak], basis[:, end:]], dim=1)
+    far, weights = near.T.contiguous(), torch.cat([scales[:weak], scales[end:]])[:, None]
     for start in range(0, long, _NARROW_COLUMNS):
-        part = slice(start, min(long, start + _NARROW_COLUMNS))
-        width = part.stop - start
-        out = torch.mm(factor, source[:, part], out=product[: short * width].view(short, width))
-        target[:, part] = out.add_(near @ (far @ source[:, part].to(torch.float64))) if few else out
+        part = slice(start, start + _NARROW_COLUMNS)
+        if not len(weights):
+            target[:, part] = factor @ source[:, part]
+            continue
+        block = source[:, part].to(torch.float64)
+        parts = far @ block
+        rest = block.addmm_(near, parts, alpha=-1).to(torch.float32)
+        target[:, part] = (factor @ rest).add_(near @ parts.mul_(weights))
 
 
 def _by_svd(source: torch.Tensor, target: torch.Tensor, device: torch.device, *, tolerance: float) -> int:

@@ -105,12 +105,15 @@ def test_float32_products_keep_the_limit(shape, kappa):
     assert relative_error(got, expected) < module.ERROR_LIMIT
 
 
-def test_noise_is_multiplied_in_float32(monkeypatch):
-    """Square noise, the hardest of random matrices, goes the fast way, and within the limit; float64 would be taken without a word otherwise."""
-    x = np.random.default_rng(3).standard_normal((600, 600)).astype(np.float32)
+@pytest.mark.parametrize("spikes", [0, 20])
+@pytest.mark.parametrize("shape", [(600, 600), (400, 900)])
+def test_noise_and_what_stands_out_of_it_are_multiplied_in_float32(monkeypatch, shape, spikes):
+    """Noise, square the hardest of random matrices, and with strong directions as fine-tuning leaves them, goes the fast way within the limit."""
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal(shape) + 0.5 * rng.standard_normal((shape[0], spikes)) @ rng.standard_normal((spikes, shape[1]))
     monkeypatch.setattr(module, "_multiply_wide", lambda *args: pytest.fail("float64 products"))
-    expected, rank = reference(x)
-    got, kept = run(x)
+    expected, rank = reference(x.astype(np.float32))
+    got, kept = run(x.astype(np.float32))
     assert kept == rank
     assert relative_error(got, expected) < module.ERROR_LIMIT
 

@@ -20,9 +20,10 @@ from plait.engine.finite import first_not_finite
 from plait.engine.looking import Looking
 from plait.engine.orderstat import NO_LIMIT, Statistic
 from plait.engine.smalls import SmallValues
-from plait.engine.whole import give_back, run_whole, whole_value
+from plait.engine.whole import run_whole, whole_value
 from plait.engine.worker import Host, Worker, like_in_page
 from plait.ops.dtypes import BY_CODE
+from plait.ops.kernels.heap import give_back
 from plait.planner.blocks import BLOCK, aligned, block_count, block_elements, seen_whole
 from plait.planner.liveness import StageLife, lifetimes
 from plait.planner.plan import Component

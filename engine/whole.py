@@ -6,7 +6,6 @@ again on the CPU, which the plan has kept room for wherever the memory budget ha
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -19,6 +18,7 @@ from plait.engine.blockrun import Array
 from plait.engine.device import DeviceOutOfMemory
 from plait.engine.pool import DevicePool
 from plait.ops.errors import KernelError
+from plait.ops.kernels.heap import give_back
 from plait.ops.wholes import WHOLES, is_view
 from plait.planner.cost import component_bytes
 from plait.planner.device_cost import device_whole_bytes
@@ -54,23 +54,6 @@ def run_whole(run: ComponentRun, i: int) -> None:
     for j, other in enumerate(nodes):
         if other.op == "info" and other.inputs == (i,):
             run.smalls.values[j] = np.asarray(numbers, np.float64)
-
-
-@cache
-def _trim() -> Callable[[int], int] | None:
-    """The C library's way to give freed memory back, where it has one (glibc)."""
-    try:
-        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):
-        return None
-    return trim
-
-
-def give_back() -> None:
-    """Give freed memory back to the system: large arrays that were freed stay in the C library's heap otherwise, one for each thread."""
-    trim = _trim()
-    if trim is not None:
-        trim(0)
 
 
 def whole_value(run: ComponentRun, i: int) -> Array:

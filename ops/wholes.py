@@ -16,6 +16,8 @@ from typing import Any, Protocol
 #: Elements that ops working piece by piece take at a time.
 PIECE = 1 << 17
 _SLACK = 1 << 19
+#: What the heap keeps beside many small tensors.
+_HEAP_SLACK = 4 << 20
 #: Packing buffers of the matrix library.
 _PRODUCT_SLACK, _PRODUCT_THREAD = 1 << 20, 2 << 20
 #: Ops whose result is (part of) an input's memory.
@@ -75,7 +77,7 @@ def _small_workspace(node: Facts) -> int:
 
 def _pieces(bytes_each: int) -> Callable[[Facts], int]:
     """Workspace of ops that take whole rows piece by piece: float64 copies, products, keys and counts."""
-    return lambda node: bytes_each * max(PIECE, sizes(node)[0][1]) + _SLACK
+    return lambda node: bytes_each * max(PIECE, sizes(node)[0][1]) + _HEAP_SLACK
 
 
 # -- products -------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from plait.ops.kernels import thin_svd
 from plait.ops.kernels.gram import add_columns, block_buffer, block_columns, eigh, library_bytes, new_gram, require_finite
+from plait.ops.kernels.heap import give_back
 from plait.ops.kernels.thin_svd import Accuracy, svd_route
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def joint_basis(xs: Sequence[torch.Tensor], columns: int, tolerance: float, floo
     else:
         scaled = leading.flip(1).div_(s[:rank])
         del vectors, leading
+        give_back()
         for part, block in _row_blocks(xs):
             basis[part, :rank] = torch.mm(block, scaled)
     return basis, s.cpu()
@@ -72,11 +74,10 @@ def joint_workspace_bytes(count: int, m: int, n: int) -> int:
     short, long = sorted((m, count * n))
     result = 4 * m * short
     block = 8 * short * block_columns(short, long)
-    # the Gram matrix, its eigenvectors, and LAPACK's work of two more
+    # first the Gram matrix, its eigenvectors, and LAPACK's work of two more; then the eigenvectors, or on the tall way, scaled, blocks and products
     early = max(32 * short * short, 8 * short * short + block)
-    if m > count * n:  # the heap does not give all of that back before blocks of rows and their products are made
-        return early + 2 * block + library_bytes(short, threads())
-    return max(early - result, 8 * short * short) + library_bytes(short, threads())
+    late = 16 * short * short + 2 * block if m > count * n else 8 * short * short
+    return max(early - result, late) + library_bytes(short, threads())
 
 
 def svd_workspace_bytes(m: int, n: int, rank: int, accuracy: Accuracy) -> int:

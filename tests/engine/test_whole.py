@@ -109,11 +109,12 @@ print(json.dumps(found))
 
 @needs_rss_anon
 def test_declared_memory_is_what_is_measured():
-    """For each op results and workspace are no less than what the process grows by, and no more than a quarter above it and 6 MiB of library buffers."""
+    """For each op results and workspace are no less than what the process grows by, and no more than a quarter above it and 16 MiB of
+    buffers of the matrix library, which are declared for every thread and measured with one."""
     done = subprocess.run([sys.executable, "-c", _OPS], capture_output=True, text=True, check=True)
     for name, (measured, declared) in json.loads(done.stdout).items():
         assert measured <= declared, f"{name}: {measured / MIB:.1f} MiB measured, {declared / MIB:.1f} declared"
-        assert declared <= 1.25 * measured + 6 * MIB, f"{name}: {measured / MIB:.1f} MiB measured, {declared / MIB:.1f} declared"
+        assert declared <= 1.25 * measured + 16 * MIB, f"{name}: {measured / MIB:.1f} MiB measured, {declared / MIB:.1f} declared"
 
 
 # -- memory of merges -----------------------------------------------------------------------------------------

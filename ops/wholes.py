@@ -102,9 +102,10 @@ def _polar_workspace(node: Facts) -> int:
 
 
 def _polar_flops(node: Facts) -> float:
-    short, long = sorted(node.shape)
-    # two products along the long side; the decomposition runs at a fraction of the speed of products, which its factors allow for
-    return 4.0 * short * short * long + (100.0 if node.param("rank_policy") == "full" else 20.0) * short**3
+    from plait.ops.kernels.polar import polar_flops
+
+    rows, columns = node.shape
+    return polar_flops(rows, columns, _polar_policy(node))
 
 
 def _svd_workspace(node: Facts) -> int:

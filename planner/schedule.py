@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,13 +23,13 @@ from plait.planner.cost import (
 )
 from plait.planner.device_cost import device_block_bytes, device_whole_bytes, device_worker_bytes, spread
 from plait.planner.expressions import OutputSpec, compile_specs
-from plait.planner.liveness import recomputed
 from plait.planner.plan import Component, Plan, Prediction, Scope
 from plait.planner.program import Program
 from plait.planner.rates import DEFAULT_RATES, Rates
 from plait.planner.residency import KEPT, residency, slab_bytes
 from plait.planner.timing import Setting, Timing, predict_seconds
 from plait.planner.types import FileIdentity, Layout
+from plait.planner.whole_notes import whole_notes
 
 MIB = 1 << 20
 # Private memory of a running merge that no block or tensor accounts for, measured above the imports (benchmarks/memory_70b.py):
@@ -109,7 +109,7 @@ def make_plan(title: str, specs: Sequence[OutputSpec], layout: Layout, files: Se
         memory.workers,
         resources.memory_bytes,
         prediction,
-        (*notes, *gpu_notes, *_whole_notes(programs, counts)),
+        (*notes, *gpu_notes, *whole_notes(programs, counts)),
         on_gpu,
         timing,
         stays,
@@ -160,22 +160,6 @@ def _gpu_programs(programs: Sequence[Program], resources: Resources) -> tuple[tu
             f"and --gpu-memory allows {size(room)}" + (" beside the blocks of the workers" if taken else "")
         )
     return fits, notes
-
-
-def _whole_notes(programs: Sequence[Program], counts: Mapping[int, int]) -> list[str]:
-    """What is worth knowing about whole ops: results that are computed again, and decompositions that are not exact."""
-    again = [n for n in counts if any(recomputed(s, programs[n].nodes) for s in programs[n].stages)]
-    notes = []
-    if again:
-        count, times = sum(counts[n] for n in again), max(sum(recomputed(s, programs[n].nodes) for s in programs[n].stages) for n in again)
-        notes.append(
-            f"{count} matri{'x is' if count == 1 else 'ces are'} worked on again in a later sweep ({times} stage{'s' if times > 1 else ''} each): "
-            "nothing large is held while model-wide statistics are gathered"
-        )
-    used = {(node.op, str(node.param("accuracy"))) for n in counts for node in programs[n].nodes if node.op == "svd"}
-    if ("svd", "fast") in used:
-        notes.append("accuracy: fast: truncated decompositions are randomised, within about 1 % of the best approximation; accuracy: exact is the alternative")
-    return notes
 
 
 def _setting(programs: Sequence[Program], scopes: Sequence[Scope], layout: Layout, memory: _Memory, resources: Resources, on_gpu: tuple[int, ...]) -> Setting:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 
-from plait.ops.algebra import differs, dot, later, max_abs, maximum, mean, minimum, row_dot, row_max, row_sum, sqrt, sum_all, total, where
+from plait.ops.algebra import differs, maximum, mean, minimum, where
 from plait.ops.inputs import MergeInputs
-from plait.ops.matrix import matrix, svd
 from plait.ops.method import Param, step
+from plait.ops.methods.magnitudes import in_turn, largest_singular, mean_cosine, onto_ellipsoid, row_norm, whole_norm
 from plait.ops.tensor import LazyTensor
 
 #: MLP down-projections and first embeddings: scaling them up hurts most (MAGIC, sensitive layers).
 _SENSITIVE = re.compile(r"c_proj|fc2|down_proj|w2\b|(?<!attention\.)output\.dense|conv1|patch_embed|embed_tokens|word_embeddings|wte")
-_EPS = 1e-8
 
 
 @step(
@@ -81,14 +80,14 @@ def magic_wsc(
         return merged
     delta = merged - t.origin
     if rule == "spectral":
-        xi = _ratio([_largest(d) for d in _in_turn(t.deltas)], _largest(delta))
+        xi = _ratio([largest_singular(d) for d in in_turn(t.deltas)], largest_singular(delta))
     elif rule == "ellipsoid":
-        xi = _ellipsoid(t.deltas, delta)
+        xi = onto_ellipsoid(t.deltas, delta)
     else:
-        measure = _norm if per == "row" else _whole_norm
+        measure = row_norm if per == "row" else whole_norm
         xi = _ratio([measure(a, norm) for a in t.deltas], measure(delta, norm))
     if max_cosine is not None and per == "tensor":
-        xi = where(_mean_cosine(t.deltas) > max_cosine, 1.0, xi)
+        xi = where(mean_cosine(t.deltas) > max_cosine, 1.0, xi)
     xi = xi * target_scale
     if sensitive != "none":
         held = _SENSITIVE.search(t.name) is not None if sensitive == "rule" else any(part in t.name for part in names)
@@ -113,56 +112,3 @@ def _eligible(t: MergeInputs) -> bool:
 
 def _ratio(experts: list[LazyTensor], size: LazyTensor) -> LazyTensor:
     return where(differs(size, 0.0), mean(experts) / size, 1.0)
-
-
-def _norm(x: LazyTensor, norm: str) -> LazyTensor:
-    if norm == "L1":
-        return row_sum(abs(x), rows="output")
-    return sqrt(row_dot(x, x, rows="output")) if norm == "L2" else row_max(x, rows="output")
-
-
-def _whole_norm(x: LazyTensor, norm: str) -> LazyTensor:
-    if norm == "L1":
-        return sum_all(abs(x))
-    return sqrt(dot(x, x)) if norm == "L2" else max_abs(x)
-
-
-def _largest(x: LazyTensor) -> LazyTensor:
-    """The largest singular value of a tensor as [out, rest]."""
-    return svd(matrix(x), 1).s[0]
-
-
-def _in_turn(deltas: tuple[LazyTensor, ...]) -> list[LazyTensor]:
-    """The task vectors, each read after the one before was decomposed, so that only one is held."""
-    turn: list[LazyTensor] = []
-    for delta in deltas:
-        turn.append(later(delta, _largest(turn[-1])) if turn else delta)
-    return turn
-
-
-def _mean_cosine(deltas: tuple[LazyTensor, ...]) -> LazyTensor:
-    """Mean of all K x K cosines, the diagonal included."""
-    lengths = [maximum(sqrt(dot(d, d)), 1e-30) for d in deltas]
-    pairs = [(dot(a, b) / (lengths[i] * lengths[j]), 1.0 if i == j else 2.0) for i, a in enumerate(deltas) for j, b in enumerate(deltas) if i <= j]
-    return total([cosine * count for cosine, count in pairs]) / float(len(deltas) ** 2)
-
-
-def _ellipsoid(experts: tuple[LazyTensor, ...], delta: LazyTensor) -> LazyTensor:
-    """1 / sqrt(L_e + L_s): L_e the part of d along the experts' rows, L_s what is left, both in units of the semi-axes.
-
-    |s|^2 = |d|^2 - 2 sum_k c_k <d, a_k> + sum_jk c_j c_k <a_j, a_k> needs inner products only, never the remainder s itself.
-    """
-    count = len(experts)
-
-    def inner(x: LazyTensor, y: LazyTensor) -> LazyTensor:
-        return row_dot(x, y, rows="output")
-
-    squares = [inner(a, a) for a in experts]
-    lengths = [sqrt(s) for s in squares]
-    along = [inner(delta, a) for a in experts]
-    c = [p / (s + _EPS) for p, s in zip(along, squares, strict=True)]
-    ellipsoid = total([(k * n / (n + _EPS)) * (k * n / (n + _EPS)) for k, n in zip(c, lengths, strict=True)])
-    crossed = total([c[j] * c[k] * (squares[j] if j == k else inner(experts[min(j, k)], experts[max(j, k)])) for j in range(count) for k in range(count)])
-    rest = maximum(inner(delta, delta) - 2.0 * total([k * p for k, p in zip(c, along, strict=True)]) + crossed, 0.0)
-    radius = mean(lengths)
-    return 1.0 / sqrt(ellipsoid + rest / (radius * radius + _EPS) + _EPS)

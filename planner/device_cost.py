@@ -153,7 +153,7 @@ def device_whole_bytes(node: Node) -> int:
     if is_view(node.op, node):
         return 0
     shapes = sizes(node)
-    short = min(shapes[0], default=0) if node.op in _SOLVED else 0
+    short = 0 if node.op not in _SOLVED else node.shape[1] if node.op == "joint_svd" else min(shapes[0], default=0)
     held = sum(aligned(4 * numel(shape)) for shape in shapes) + result_bytes(node)
     return held + WORKSPACE[node.op](node) + 8 * short * short + _WHOLE_SLACK
 

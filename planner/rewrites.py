@@ -120,17 +120,31 @@ class _Sweeps:
 
     def of(self, node: LazyTensor, sweep: int) -> LazyTensor:
         """`node` as it is used in a sweep; -1 for the first in which it can be."""
-        sweep = self.known[node] if sweep < 0 else sweep
-        place = (node, sweep if node in self.heavy else 0)
-        if place not in self.made:
-            self.made[place] = self._make(node, sweep)
-        return self.made[place]
+        stack = [(node, sweep)]
+        while stack:
+            place = self._place(*stack[-1])
+            missing = [] if place in self.made else [p for p in (*self._uses(*place), *self._barrier(*place)) if self._place(*p) not in self.made]
+            if missing:
+                stack += missing
+                continue
+            if place not in self.made:
+                self.made[place] = self._make(*place)
+            stack.pop()
+        return self.made[self._place(node, sweep)]
+
+    def _place(self, node: LazyTensor, sweep: int) -> tuple[LazyTensor, int]:
+        """A node with the sweep in which it is made; only what whole ops take part in is made more than once."""
+        return node, (self.known[node] if sweep < 0 else sweep) if node in self.heavy else 0
+
+    def _barrier(self, node: LazyTensor, sweep: int) -> list[tuple[LazyTensor, int]]:
+        """The statistics that a whole op of a later sweep waits for."""
+        return [(f, -1) for f in self.scoped if self.known[f] <= sweep] if node.op.kind == "whole" and sweep > 0 else []
 
     def _make(self, node: LazyTensor, sweep: int) -> LazyTensor:
-        inputs = [self.of(i, at) for i, at in self._uses(node, sweep)]
+        inputs = [self.made[self._place(*use)] for use in self._uses(node, sweep)]
         params = node.params
-        if node.op.kind == "whole" and sweep > 0:
-            barrier = [self.of(f, -1) for f in self.scoped if self.known[f] <= sweep]
+        barrier = [self.made[self._place(*f)] for f in self._barrier(node, sweep)]
+        if barrier:
             inputs = [later(x, *barrier) if x.space == "tensor" and x.op.kind != "whole" else x for x in inputs]
             if sweep > self.first[node]:
                 params = (*params, ("again", sweep))

@@ -118,3 +118,10 @@ def test_ties_of_a_model_wide_threshold_over_whole_results_are_all_kept():
     p = al.polar(x)
     with pytest.raises(ValueError, match="keeps all ties"):
         lower(al.where(al.top(p, 0.5, scope="model"), p, 0.0), "F32", [x])
+
+
+def test_a_long_chain_is_planned():
+    """A hundred experts one after the other: no recursion that a chain could exhaust."""
+    program = merge("opcm", 100, (24, 16))
+    assert sum(stage.store for stage in program.stages) == 1
+    assert component_bytes(program) <= component_bytes(merge("opcm", 3, (24, 16))) + 200 * 4096

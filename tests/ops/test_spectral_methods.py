@@ -452,3 +452,25 @@ def test_sensitive_layers_come_from_a_file(tmp_path: Path):
         plait.plan(tmp_path / "recipe.yml", memory="1GiB")
     grown = update("", ds[0], step="magic_wsc", sensitive="list", layers=(NAME,), clip="sensitive", target_scale=3.0)
     assert close(grown, np.mean(ds[0], axis=0), 1e-6)
+
+
+def test_merges_inside_merges_with_model_wide_statistics(tmp_path: Path):
+    """TIES with one threshold over a KnOTS and an OPCM merge, calibrated by SVC: the same as with every inner merge written out first."""
+    rng = np.random.default_rng(2)
+    names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(2)]
+    base = {n: rng.standard_normal((12, 8)).astype(np.float32) for n in names}
+    paths = [write_model(tmp_path / "base", base)]
+    paths += [write_model(tmp_path / f"e{k}", {n: (t + rng.standard_normal(t.shape)).astype(np.float32) for n, t in base.items()}) for k in range(3)]
+    origin, *experts = [plait.open(p) for p in paths]
+    inner = [plait.methods.knots(base=origin, experts=experts, topk=50, scope="global"), plait.methods.opcm(base=origin, experts=experts)]
+
+    def outer(models: Sequence[plait.Model]) -> plait.Model:
+        merged = plait.methods.ties(base=origin, experts=models, density=0.4, scope="global", keep="threshold")
+        return plait.methods.svc(merged, base=origin, experts=models)
+
+    nested = write_out(outer(inner), tmp_path / "nested", backend="torch")
+    for k, model in enumerate(inner):
+        write_out(model, tmp_path / f"inner{k}", backend="torch")
+    apart = write_out(outer([plait.open(tmp_path / f"inner{k}") for k in range(2)]), tmp_path / "apart", backend="torch")
+    for name in names:
+        assert close(nested[name].value - base[name], apart[name].value - base[name], 1e-4), name

@@ -19,8 +19,9 @@ from plait.engine.blockrun import RAW, Array, BlockData, BlockResult, BlockRunne
 from plait.engine.finite import first_not_finite
 from plait.engine.looking import Looking
 from plait.engine.orderstat import NO_LIMIT, Statistic
+from plait.engine.reuse import Recalled, Spoiled
 from plait.engine.smalls import SmallValues
-from plait.engine.whole import run_whole, whole_value
+from plait.engine.whole import give_numbers, run_whole, whole_value
 from plait.engine.worker import Host, Worker, like_in_page
 from plait.ops.dtypes import BY_CODE
 from plait.ops.kernels.heap import give_back
@@ -28,6 +29,7 @@ from plait.planner.blocks import BLOCK, aligned, block_count, block_elements, se
 from plait.planner.liveness import StageLife, lifetimes
 from plait.planner.plan import Component
 from plait.planner.program import Program, Stage, scope_of
+from plait.planner.reuse import spared_bytes
 from plait.planner.types import TensorRef
 
 COPY_UNIT = 64 << 20  #: bytes of a tensor copied without decoding that are copied at once
@@ -98,6 +100,8 @@ class ComponentRun:
         self.local: dict[int, Statistic] = {}
         self.lives: tuple[StageLife, ...] = lifetimes(self.program)
         self.looking = Looking(self)
+        self.stages: tuple[Stage | None, ...] = self.program.stages
+        self.recalled = Recalled(None, {})
         self.lock = threading.Lock()
 
     def ref(self, load: int) -> TensorRef:
@@ -116,25 +120,64 @@ class ComponentRun:
                 place = self.host.plan.layout.places[self.component.name]
                 yield CopyPass(self.host, self.component.inputs[self.program.copy], place.shard, place.offset)
             return
-        slab = self.host.take_slab() if self.component.keep_inputs else None
-        if slab is not None:
-            yield FillPass(self, slab)
-        mine = [(n, s) for n, s in enumerate(self.program.stages) if self.host.sweeps[self.component.program][n] == sweep]
-        if recount:
-            yield from self._recount_scopes(mine, recount)
-        else:
-            for number, stage in mine:
-                yield from self._stage(number, stage)
-        self.raw.clear()
-        self.tensors.clear()
-        if slab is not None:
-            self.host.give_slab(slab)
+        try:
+            while True:
+                self._recall()
+                try:
+                    yield from self._sweep(sweep, recount)
+                    return
+                except Spoiled:  # nothing of the output is written before the last pass, and everything was read by then
+                    self.tensors.clear()
+        finally:
+            self.recalled.close()
 
-    def _recount_scopes(self, stages: list[tuple[int, Stage]], recount: frozenset[str]) -> Iterator[Pass]:
+    def _recall(self) -> None:
+        """Ask the cache of results what is there, and leave out what that spares."""
+        if self.host.reuse is None:
+            return
+        self.recalled.close()
+        known = {i for i in self.smalls.values if self.program.nodes[i].kind == "fold"}
+        self.recalled = self.host.reuse.ask(self.component, known, frozenset(self.host.scope_values))
+        assert self.recalled.work is not None
+        self.stages = self.recalled.work.stages
+        for i, numbers in self.recalled.numbers().items():
+            if self.program.nodes[i].kind == "fold":
+                self.smalls.values[i] = numbers if self.program.nodes[i].shape else np.float64(numbers[0])
+            else:
+                give_numbers(self, i, numbers)
+
+    def _sweep(self, sweep: int, recount: frozenset[str]) -> Iterator[Pass]:
+        """What is left of the passes of one sweep."""
+        mine = [(n, self.stages[n]) for n, its in enumerate(self.host.sweeps[self.component.program]) if its == sweep]
+        several = sum(1 for stage in self.stages if stage is not None and stage.loads) > 1
+        slab = self.host.take_slab() if self.component.keep_inputs and several else None
+        try:
+            if slab is not None:
+                yield FillPass(self, slab)
+            if recount:
+                yield from self._recount_scopes(mine, recount)
+            else:
+                for number, stage in mine:
+                    yield from self._stage(number, stage)
+        finally:
+            self.raw.clear()
+            self.tensors.clear()
+            if slab is not None:
+                self.host.give_slab(slab)
+        if self.host.reuse is not None and not recount:
+            self._count_spared([n for n, _ in mine])
+
+    def _count_spared(self, numbers: list[int]) -> None:
+        full, left = [self.program.stages[n] for n in numbers], [self.stages[n] for n in numbers]
+        if any(a is not b for a, b in zip(full, left, strict=True)):
+            passes = sum(a.has_pass and b is None for a, b in zip(full, left, strict=True))
+            self.host.count_spared(passes, spared_bytes(self.program, full, left, keep=self.component.keep_inputs))
+
+    def _recount_scopes(self, stages: list[tuple[int, Stage | None]], recount: frozenset[str]) -> Iterator[Pass]:
         """Count model-wide order statistics again; whole results that they are taken of are made again first."""
-        counting = {n: [i for i in s.folds if scope_of(self.program.nodes[i]) in recount] for n, s in stages}
+        counting = {n: [i for i in s.folds if scope_of(self.program.nodes[i]) in recount] if s else [] for n, s in stages}
         last = max((n for n, wanted in counting.items() if wanted), default=-1)
-        remake = any(s.residents for n, s in stages if counting[n])
+        remake = any(s.residents for n, s in stages if s and counting[n])
         for number, stage in stages:
             wanted = counting[number]
             for i in wanted:
@@ -143,21 +186,24 @@ class ComponentRun:
                 yield from self._again(number, stage, wanted, remake)
             self._hand_up(wanted, recounting=True)
 
-    def _again(self, number: int, stage: Stage, wanted: list[int], remake: bool) -> Iterator[Pass]:
-        for i in stage.keeps:
+    def _again(self, number: int, stage: Stage | None, wanted: list[int], remake: bool) -> Iterator[Pass]:
+        for i in stage.keeps if stage else ():
             self.tensors[i] = np.empty(self.program.nodes[i].shape, np.float32).reshape(-1)
-        if stage.has_pass:
+        if stage is not None and stage.has_pass:
             yield BlockPass(self, stage, count_only=wanted or [_NOTHING])
-        self._finish(number, stage.wholes if remake else ())
+        self._finish(number, stage if remake else None, recall=remake)
 
-    def _stage(self, number: int, stage: Stage) -> Iterator[Pass]:
+    def _stage(self, number: int, stage: Stage | None) -> Iterator[Pass]:
+        if stage is None:
+            self._finish(number, None)
+            return
         selects = [i for i in stage.folds if self.program.nodes[i].op == "kth_magnitude"]
         mine = [i for i in selects if not scope_of(self.program.nodes[i])]
         if seen_whole(self.program, stage):
             self.smalls.values.update(self.looking.settle(stage, mine))
             for load in set(stage.loads).difference(*(s.loads for s in self.program.stages if not seen_whole(self.program, s))):
                 self.host.finite.scan(self.ref(load))
-            self._finish(number, ())
+            self._finish(number, None)
             return
         foreseen = self.looking.foresee(stage, mine)
         for i in selects:
@@ -172,7 +218,15 @@ class ComponentRun:
         yield from self._count_again(stage, [i for i in mine if self.local[i].numel > 0 and not self.local[i].foreseen()])
         self._settle(stage, mine)
         self._hand_up([i for i in selects if i not in mine])
-        self._finish(number, stage.wholes)
+        self._tell(stage)
+        self._finish(number, stage)
+
+    def _tell(self, stage: Stage) -> None:
+        """Tell the cache of this tensor's folds that have ended."""
+        if self.host.reuse is not None:
+            for i in stage.folds:
+                if not scope_of(self.program.nodes[i]):
+                    self.host.reuse.tell(self.component, i, self.smalls.values[i])
 
     def _count_again(self, stage: Stage, missed: list[int]) -> Iterator[Pass]:
         """Two more passes for the order statistics whose digit was not foreseen."""
@@ -219,11 +273,14 @@ class ComponentRun:
             padding = 0 if recounting else self.padding(i)
             self.host.add_counts(scope_of(self.program.nodes[i]), self.component.name, self.local.pop(i).counts(), padding)
 
-    def _finish(self, number: int, wholes: tuple[int, ...]) -> None:
-        """Run the whole ops of a stage, and let go of each value after its last use."""
+    def _finish(self, number: int, stage: Stage | None, *, recall: bool = True) -> None:
+        """Run the whole ops that are left of a stage, read what was found of the others, and let go of each value after its last use."""
         self._drop(self.lives[number].after_pass)
-        for place, i in enumerate(wholes):
-            run_whole(self, i)
+        for place, i in enumerate(self.program.stages[number].wholes):
+            if stage is not None and i in stage.wholes:
+                run_whole(self, i)
+            elif recall and self.host.reuse is not None:
+                self.tensors.update(self.host.reuse.take(self.recalled, i, self.program))
             self._drop(self.lives[number].after_whole[place])
 
     def _drop(self, owners: tuple[int, ...]) -> None:
@@ -336,7 +393,7 @@ class FillPass:
         self.owner = run
         at = 0
         self.pieces: list[tuple[int, int, int]] = []
-        for load in sorted({i for stage in run.program.stages for i in stage.loads}):
+        for load in sorted({i for stage in run.stages if stage is not None for i in stage.loads}):
             nbytes = run.ref(load).nbytes
             run.raw[load] = slab[at : at + nbytes]
             at += aligned(nbytes)

@@ -33,7 +33,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 def run_whole(run: ComponentRun, i: int) -> None:
-    """Compute whole node `i` of a component from the matrices it holds and its small values.
+    """Compute whole node `i` of a component from the matrices it holds and its small values, and tell the cache of results.
 
     Raises:
         KernelError: the op failed, or a GPU had no memory for it and the memory budget has no room to do it on the CPU.
@@ -43,15 +43,25 @@ def run_whole(run: ComponentRun, i: int) -> None:
     if is_view(node.op, node):
         return
     inputs = [run.smalls.value(j) if nodes[j].space == "small" else whole_value(run, j) for j in node.inputs]
-    done = _on_gpu(run, node, inputs) if run.component.program in run.host.plan.on_gpu else None
+    planned_on_gpu = run.component.program in run.host.plan.on_gpu
+    done = _on_gpu(run, node, inputs) if planned_on_gpu else None
+    as_planned = planned_on_gpu == (done is not None)
     if done is None:
         with _ONE_AT_A_TIME:
             done = _compute(node, inputs)
     results, numbers = done
+    run.host.count_whole(node.op)
     give_back()
     for j in made_by(run.program, i):
         run.tensors[j] = results[int(nodes[j].param("index")) if nodes[j].op == "part" else 0].reshape(-1)
-    for j, other in enumerate(nodes):
+    give_numbers(run, i, numbers)
+    if as_planned and run.host.reuse is not None:
+        run.host.reuse.tell(run.component, i, [] if numbers is None else numbers, run.tensors)
+
+
+def give_numbers(run: ComponentRun, i: int, numbers: Any) -> None:
+    """The numbers that whole node `i` reports go to whoever asks for them."""
+    for j, other in enumerate(run.program.nodes):
         if other.op == "info" and other.inputs == (i,):
             run.smalls.values[j] = np.asarray(numbers, np.float64)
 

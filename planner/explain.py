@@ -139,7 +139,7 @@ def to_tree(plan: Plan) -> Tree:
     extra = f" (+ up to {size(p.bytes_read_extra)} where a sample mispredicts a threshold)" if p.bytes_read_extra else ""
     need.add(f"reads        {size(p.bytes_read)}{extra}, every input at most {_times(p.passes)}")
     need.add(f"writes       {size(p.bytes_written)}" + (f", {size(p.bytes_copied)} of it copied undecoded" if p.bytes_copied else ""))
-    for line in _times_taken(plan):
+    for line in [*_times_taken(plan), *_cached(plan)]:
         need.add(line)
     need.add(f"runs on      {_backend(plan)}")
     need.add(f"maps on      {_maps(plan)}")
@@ -167,6 +167,24 @@ def _times_taken(plan: Plan) -> list[str]:
         lines.append(f"             {duration(timing.first_run_s)} more where its kernels are not compiled yet")
     if not timing.measured:
         lines.append("             time estimated with default rates; run `plait bench machine`")
+    return lines
+
+
+def _cached(plan: Plan) -> list[str]:
+    """What the result cache may save; the figures above are those of a run without it."""
+    found = plan.outlook
+    if found is None:
+        return []
+    if not found.results:
+        return ["cache        nothing here is worth keeping: it is computed as fast as it is read"]
+    if found.hits:
+        lines = [
+            f"cache        {found.hits} of {found.results} results are there: about {duration(found.spared_s)} and {size(found.spared_bytes)} of reading less"
+        ]
+    else:
+        lines = [f"cache        none of {found.results} results are there yet"]
+    if found.stored_bytes:
+        lines.append(f"             this run adds up to {size(found.stored_bytes)} of at most {size(found.limit_bytes)}")
     return lines
 
 

@@ -66,6 +66,7 @@ class Stage:
         wholes: whole nodes that run after the pass, in this order.
         scopes: model-wide statistics that this stage adds to.
         waits: model-wide statistics that must be complete before it starts.
+        origin: the stage of a program that this is a part of; None for that itself, and for one that only looks at values.
     """
 
     loads: tuple[int, ...]
@@ -78,6 +79,7 @@ class Stage:
     wholes: tuple[int, ...]
     scopes: tuple[str, ...]
     waits: tuple[str, ...]
+    origin: Stage | None = None
 
     @property
     def has_pass(self) -> bool:
@@ -277,6 +279,16 @@ def probe_stage(program: Program, stage: Stage, nodes: tuple[int, ...]) -> Stage
     loads = tuple(sorted(i for i in closure if program.nodes[i].kind == "load"))
     residents = tuple(sorted(i for i in closure if program.nodes[i].kind == "whole"))
     return replace(stage, loads=loads, residents=residents, compute=compute, folds=(), keeps=nodes, store=False, wholes=(), scopes=())
+
+
+def part_of_stage(program: Program, stage: Stage, folds: tuple[int, ...], keeps: tuple[int, ...], wholes: tuple[int, ...]) -> Stage:
+    """A stage like `stage` that ends in some of its folds, kept tensors and whole ops alone, and reads what they need; they get the same bits."""
+    nodes = program.nodes
+    below = _closure(nodes, [*(j for i in folds for j in nodes[i].inputs), *keeps])
+    loads, residents = (tuple(sorted(i for i in below if nodes[i].kind == kind)) for kind in ("load", "whole"))
+    compute = tuple(sorted(i for i in below if nodes[i].kind in ("map", "rows")))
+    scopes = tuple(sorted({scope_of(nodes[i]) for i in folds} - {""}))
+    return replace(stage, loads=loads, residents=residents, compute=compute, folds=folds, keeps=keeps, wholes=wholes, scopes=scopes, origin=stage)
 
 
 def _small_below(nodes: Sequence[Node], indices: Iterable[int]) -> set[int]:

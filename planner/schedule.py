@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,11 +23,12 @@ from plait.planner.cost import (
 )
 from plait.planner.device_cost import device_block_bytes, device_whole_bytes, device_worker_bytes, spread
 from plait.planner.expressions import OutputSpec, compile_specs
-from plait.planner.plan import Component, Plan, Prediction, Scope
+from plait.planner.plan import Component, Keeping, Plan, Prediction, Scope
 from plait.planner.program import Program
 from plait.planner.rates import DEFAULT_RATES, Rates
 from plait.planner.residency import KEPT, residency, slab_bytes
-from plait.planner.timing import Setting, Timing, predict_seconds
+from plait.planner.reuse import keeping
+from plait.planner.timing import Setting, Timing, predict_seconds, reads_from_disk
 from plait.planner.types import FileIdentity, Layout
 from plait.planner.whole_notes import whole_notes
 
@@ -37,6 +38,7 @@ RUNTIME_BYTES = 4 * MIB  #: thread stacks, the plan, LLVM's linker
 KERNEL_BYTES = MIB // 8  #: each kernel that is loaded; compiling happens in processes of its own
 WHOLE_BYTES = 32 * MIB  #: thread pools and workspaces of torch's linear algebra
 _PER_COMPONENT = 6 * 1024
+CACHE_BYTES = 2 * MIB  #: a result cache: what it knows of its entries while it makes room, small results on their way
 #: The sample of the whole model that foresees one model-wide threshold, with what sorting it takes.
 _SCOPE_SAMPLE_BYTES = 4 * MIB
 #: Components are opened no further than this many times the number of workers beyond the oldest open one.
@@ -59,6 +61,7 @@ class Resources:
         free_memory_bytes: memory that is free, for the page cache beside what the plan needs; None where that is not known.
         residency: whether inputs stay in memory between passes: `auto`, `keep` or `reread`.
         maps: where streamed work runs, `cpu` or `cuda`.
+        cache_bytes: size of the result cache; 0 where there is none.
     """
 
     memory_bytes: int
@@ -70,6 +73,7 @@ class Resources:
     free_memory_bytes: int | None = None
     residency: str = "auto"
     maps: str = "cpu"
+    cache_bytes: int = 0
 
 
 def make_plan(title: str, specs: Sequence[OutputSpec], layout: Layout, files: Sequence[FileIdentity], resources: Resources, notes: Sequence[str] = ()) -> Plan:
@@ -117,7 +121,16 @@ def make_plan(title: str, specs: Sequence[OutputSpec], layout: Layout, files: Se
         resources.gpu_memory_bytes if on_gpu or resources.maps == "cuda" else (),
         device_worker_bytes(programs) if resources.maps == "cuda" else 0,
         memory.lean,
+        _keeping(programs, counts, setting, resources.cache_bytes),
     )
+
+
+def _keeping(programs: Sequence[Program], counts: Mapping[int, int], setting: Setting, limit: int) -> tuple[Keeping, ...]:
+    """What a result cache keeps of each program."""
+    if not limit:
+        return ()
+    cold = reads_from_disk(programs, counts, setting)
+    return tuple(keeping(p, n, setting, limit, cold=cold) for n, p in enumerate(programs))
 
 
 def _seated(programs: Sequence[Program], components: Sequence[Component], resources: Resources) -> Resources:
@@ -263,6 +276,7 @@ def _fit(programs: Sequence[Program], components: Sequence[Component], resources
     values = max((device_block_bytes(p, s) for p in programs for s in p.stages), default=0) if interpreted else 0
     arena, state = worker_bytes(programs) + values, max(states, default=0)
     runtime = runtime_bytes(programs, resources.backend) + _PER_COMPONENT * len(components) + _scope_bytes(programs, components)
+    runtime += CACHE_BYTES if resources.cache_bytes else 0
     minimum = runtime + arena + state
     heaviest = max(range(len(programs)), key=lambda i: arenas[i] + states[i], default=0)
     task = next((c for c in components if c.program == heaviest), None)

@@ -215,9 +215,24 @@ def _component_work(number: int, program: Program, keep: bool, cold: bool, setti
     for stage in program.stages:
         work.computing += _stage_seconds(program, stage, setting) * (rates.interpreter_factor if setting.backend == "torch" else 1.0)
         work.units += block_count(stage, program.numel) + (len(sample_starts(stage, program.numel)[0]) if selects(program, stage) else 0)
-        flops = sum(WHOLE_FLOPS[program.nodes[w].op](program.nodes[w]) for w in stage.wholes if not is_view(program.nodes[w].op, program.nodes[w]))
-        work.whole += flops / (rates.gpu_flops_s if number in setting.on_gpu else rates.whole_flops_s)
+        work.whole += sum(whole_seconds(program.nodes[w], number, setting) for w in stage.wholes)
     return work
+
+
+def whole_seconds(node: Node, number: int, setting: Setting) -> float:
+    """Seconds of an op on a whole tensor of program `number`, where it is planned to run."""
+    if is_view(node.op, node):
+        return 0.0
+    return WHOLE_FLOPS[node.op](node) / (setting.rates.gpu_flops_s if number in setting.on_gpu else setting.rates.whole_flops_s)
+
+
+def pass_seconds(program: Program, stage: Stage, setting: Setting, *, cold: bool) -> float:
+    """Wall seconds of one pass that reads its inputs anew: read and computed by all workers, or as fast as a disk gives them."""
+    nbytes = stage_read_bytes(program, stage)
+    threads = setting.threads
+    reading = nbytes / min(threads * setting.rates.read_thread_bytes_s, setting.rates.read_bytes_s)
+    computing = _stage_seconds(program, stage, setting) * (setting.rates.interpreter_factor if setting.backend == "torch" else 1.0) / threads
+    return max(reading + computing, nbytes / setting.rates.cold_read_bytes_s if cold else 0.0)
 
 
 def _stage_seconds(program: Program, stage: Stage, setting: Setting) -> float:

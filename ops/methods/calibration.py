@@ -72,6 +72,14 @@ def magic_wsc(
     sphere: xi = mean_k |a_k| / |d|. ellipsoid: d is scaled onto the ellipsoid with semi-axes |a_k| along the experts' rows a_k,
     completed by a sphere. spectral: largest singular values in place of norms. theta = theta_0 + xi d, zeros stay zero. Matrices named
     *weight* (but not *ln*) and convolutions.
+
+    Idea:
+        Merging settles the direction of a change but not its size: averaging and sparsifying shrink it, layer by layer.
+    Differs:
+        - The released code runs the ellipsoid rule on rows, where its text says one coefficient a layer; the paper's rule is the sphere.
+        - Rows that the merge left at zero become NaN there under the sphere rule; here they stay zero.
+    Caveats:
+        - Names decide what is calibrated: parameters whose name has no `weight` in it keep what the merge gave.
     """
     if rule == "ellipsoid" and per == "tensor":
         raise ValueError("magic_wsc: the ellipsoid rule works on rows; set per: row, or rule: sphere")

@@ -36,6 +36,15 @@ def iso_c(t: MergeInputs, *, lam: float = 1.0, exclude: tuple[str, ...] = ("text
 
     M = sum_k delta_k = U S V^T; theta = theta_0 + lambda mean(S) U V^T. U V^T is the polar factor P of M, and the mean singular
     value is <P, M> / rank. Tensors that are not matrices get the mean of the task vectors.
+
+    Idea:
+        The sum of task vectors is ruled by a few directions that they share; made equally long, the directions of single tasks count, too.
+    Differs:
+        - The paper's code takes a full decomposition; here the polar factor alone, from a Gram matrix in float64.
+        - Where M has not full rank (low-rank experts) that code adds whatever null-space vectors the library gives; `rank_policy: full` does so too.
+        - FusionBench excludes nothing unless told; here `text_projection`, as the paper's code.
+    Caveats:
+        - A single expert does not come back: its directions do, all equally long.
     """
     if lam == 0.0 or not is_matrix(t, exclude):
         return beside(t, lam=lam)

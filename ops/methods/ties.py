@@ -55,6 +55,16 @@ def task_arithmetic(t: MergeInputs, *, weight: tuple[float, ...], lam: float = 1
 
     theta = theta_0 + lambda sum_i w_i (theta_i - theta_0), divided by sum_i w_i where `normalize` is set. A negative weight
     forgets a task.
+
+    Idea:
+        What fine-tuning added to the weights is the skill; skills add up, and can be taken away.
+    Differs:
+        - mergekit forms task vectors in the recipe's dtype; in bfloat16 a small change may be lost before it is scaled.
+    Caveats:
+        - The more experts, the smaller lambda has to be.
+    Example:
+        weight: 1.0
+        lambda: 0.4
     """
     share = sum(weight) if normalize else 1.0
     share = share if abs(share) >= 1e-8 else 1.0
@@ -101,6 +111,18 @@ def ties(
 
     delta_i loses all but its largest magnitudes; sigma = sign(sum_i w_i delta_i); theta = theta_0 + lambda times the weighted
     mean of those delta_i whose sign is sigma.
+
+    Idea:
+        Most changes of fine-tuning are small and do nothing but disturb; of the large ones, those that pull against the majority disturb the others.
+    Differs:
+        - The paper and its code take one threshold a model (`scope: global`) and give ties of the vote to the majority (`zero_sign: majority`).
+        - The paper's code keeps one element more than it says, and every tie (`keep: threshold`); mergekit keeps any of the ties, here the first.
+        - mergekit finds thresholds in the recipe's dtype; here they are exact in float32, floor(density * n) with density as the decimal it is.
+    Caveats:
+        - `density: 1` trims nothing, and then no threshold is taken.
+    Example:
+        weight: 1.0
+        density: 0.2
     """
     voters = [i for i, w in enumerate(weight) if w != 0.0]
     scopes = [f"{label}" if scope == "global" else "" for label in t.labels]

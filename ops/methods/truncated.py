@@ -41,6 +41,13 @@ def tsv_m(
 
     (U_i, S_i, V_i): the top r / K triplets of w_i delta_i; A = [U_1 ... U_K], B = [V_1; ...; V_K];
     theta = theta_0 + lambda polar(A) diag(S_1 ... S_K) polar(B). Matrices of rank below K, and other tensors, get the mean.
+
+    Idea:
+        A task vector is nearly of low rank; its leading singular vectors are the task, and tasks disturb each other where these vectors overlap.
+    Differs:
+        - The released code keeps int(r (1/K)) triplets in binary floats, at times one fewer than r // K (`ref_int`).
+    Caveats:
+        - Experts that share a leading direction exactly (the same expert twice) leave the polar factors undetermined along it.
     """
     size, count = min(t.shape, default=0), len(t.experts)
     kept = int(size * (1 / count)) if ref_int else size // count

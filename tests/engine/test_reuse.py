@@ -195,7 +195,7 @@ def test_statistics_of_the_model_over_decompositions(models: list[Path], tmp_pat
     assert warm.statistics == cold.statistics
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_the_bits_do_not_depend_on_the_cache(data: st.DataObject, models: list[Path], tmp_path_factory: pytest.TempPathFactory):
     """Whatever was merged with it before, whatever damage its entries took, and however small it is, the output is that of a run without it."""

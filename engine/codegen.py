@@ -329,7 +329,7 @@ class _Generator:
             return f"{'int64' if node.op == 'take_integer' else 'float32'}({table}[v{self._id(node.inputs[1])}])"
         if node.op == "keep_top":
             return OPS[node.op].code.format(self._as(node.inputs[0], "u"), f"cut{self._id(i)}")
-        operands = [self._as(j, cast) for j, cast in zip(node.inputs, OPS[node.op].casts, strict=True)]
+        operands = [self._as(j, cast) for j, cast in zip(data_inputs(node), OPS[node.op].casts, strict=True)]
         return OPS[node.op].code.format(*operands, zero="float32(0.0)", one="float32(1.0)")
 
     def _as(self, i: int, cast: str) -> str:

@@ -19,19 +19,27 @@ from plait.engine.blockrun import RAW, Array, BlockData, BlockResult, BlockRunne
 from plait.engine.finite import first_not_finite
 from plait.engine.looking import Looking
 from plait.engine.orderstat import NO_LIMIT, Guess, Statistic
+from plait.engine.reuse import Recalled, Spoiled
 from plait.engine.smalls import SmallValues
-from plait.engine.whole import run_whole
+from plait.engine.whole import give_numbers, run_whole, whole_value
 from plait.engine.worker import Host, Worker, like_in_page
 from plait.ops.dtypes import BY_CODE
+from plait.ops.kernels.heap import give_back
 from plait.ops.op import NUMBER_FOLDS
 from plait.planner.blocks import BLOCK, aligned, block_count, block_elements, seen_whole, strips
+from plait.planner.liveness import StageLife, lifetimes
 from plait.planner.plan import Component
 from plait.planner.program import Program, Stage, scope_of
+from plait.planner.reuse import spared_bytes
 from plait.planner.types import TensorRef
 
 COPY_UNIT = 64 << 20  #: bytes of a tensor copied without decoding that are copied at once
 #: Smaller blocks are written by the worker itself: they go to the page cache, and another thread would only take longer.
 _WORTH_HANDING_OVER = 1 << 17
+#: Freed memory that is worth a call to the C library.
+_WORTH_GIVING_BACK = 1 << 20
+#: No node: a pass that counts only this counts nothing.
+_NOTHING = -1
 
 
 class Pass(Protocol):
@@ -91,7 +99,10 @@ class ComponentRun:
         self.tensors: dict[int, Array] = {}
         self.raw: dict[int, Array] = {}
         self.local: dict[int, Statistic] = {}
+        self.lives: tuple[StageLife, ...] = lifetimes(self.program)
         self.looking = Looking(self)
+        self.stages: tuple[Stage | None, ...] = self.program.stages
+        self.recalled = Recalled(None, {})
         self.lock = threading.Lock()
 
     def ref(self, load: int) -> TensorRef:
@@ -110,49 +121,114 @@ class ComponentRun:
                 place = self.host.plan.layout.places[self.component.name]
                 yield CopyPass(self.host, self.component.inputs[self.program.copy], place.shard, place.offset)
             return
-        slab = self.host.take_slab() if self.component.keep_inputs else None
-        if slab is not None:
-            yield FillPass(self, slab)
-        for number, stage in enumerate(self.program.stages):
-            if self.host.sweeps[self.component.program][number] == sweep:
-                yield from self._recount_scopes(stage, recount) if recount else self._stage(number, stage)
-        self.raw.clear()
-        if slab is not None:
-            self.host.give_slab(slab)
+        try:
+            while True:
+                self._recall()
+                try:
+                    yield from self._sweep(sweep, recount)
+                    return
+                except Spoiled:  # nothing of the output is written before the last pass, and everything was read by then
+                    self.tensors.clear()
+        finally:
+            self.recalled.close()
 
-    def _recount_scopes(self, stage: Stage, recount: frozenset[str]) -> Iterator[Pass]:
-        wanted = [i for i in stage.folds if scope_of(self.program.nodes[i]) in recount]
-        if wanted:
+    def _recall(self) -> None:
+        """Ask the cache of results what is there, and leave out what that spares."""
+        if self.host.reuse is None:
+            return
+        self.recalled.close()
+        known = {i for i in self.smalls.values if self.program.nodes[i].kind == "fold"}
+        self.recalled = self.host.reuse.ask(self.component, known, frozenset(self.host.scope_values))
+        assert self.recalled.work is not None
+        self.stages = self.recalled.work.stages
+        for i, numbers in self.recalled.numbers().items():
+            if self.program.nodes[i].kind == "fold":
+                self.smalls.values[i] = numbers if self.program.nodes[i].shape else np.float64(numbers[0])
+            else:
+                give_numbers(self, i, numbers)
+
+    def _sweep(self, sweep: int, recount: frozenset[str]) -> Iterator[Pass]:
+        """What is left of the passes of one sweep."""
+        mine = [(n, self.stages[n]) for n, its in enumerate(self.host.sweeps[self.component.program]) if its == sweep]
+        several = sum(1 for stage in self.stages if stage is not None and stage.loads) > 1
+        slab = self.host.take_slab() if self.component.keep_inputs and several else None
+        try:
+            if slab is not None:
+                yield FillPass(self, slab)
+            if recount:
+                yield from self._recount_scopes(mine, recount)
+            else:
+                for number, stage in mine:
+                    yield from self._stage(number, stage)
+        finally:
+            self.raw.clear()
+            self.tensors.clear()
+            if slab is not None:
+                self.host.give_slab(slab)
+        if self.host.reuse is not None and not recount:
+            self._count_spared([n for n, _ in mine])
+
+    def _count_spared(self, numbers: list[int]) -> None:
+        full, left = [self.program.stages[n] for n in numbers], [self.stages[n] for n in numbers]
+        if any(a is not b for a, b in zip(full, left, strict=True)):
+            passes = sum(a.has_pass and b is None for a, b in zip(full, left, strict=True))
+            self.host.count_spared(passes, spared_bytes(self.program, full, left, keep=self.component.keep_inputs))
+
+    def _recount_scopes(self, stages: list[tuple[int, Stage | None]], recount: frozenset[str]) -> Iterator[Pass]:
+        """Count model-wide order statistics again; whole results that they are taken of are made again first."""
+        counting = {n: [i for i in s.folds if scope_of(self.program.nodes[i]) in recount] if s else [] for n, s in stages}
+        last = max((n for n, wanted in counting.items() if wanted), default=-1)
+        remake = any(s.residents for n, s in stages if s and counting[n])
+        for number, stage in stages:
+            wanted = counting[number]
             for i in wanted:
                 self.local[i] = self._statistic(i, self._scope_guess(i))
-            yield BlockPass(self, stage, count_only=wanted)
-            self._hand_up(wanted)
+            if wanted or (remake and number <= last):
+                yield from self._again(number, stage, wanted, remake)
+            self._hand_up(wanted, recounting=True)
 
-    def _stage(self, number: int, stage: Stage) -> Iterator[Pass]:
+    def _again(self, number: int, stage: Stage | None, wanted: list[int], remake: bool) -> Iterator[Pass]:
+        for i in stage.keeps if stage else ():
+            self.tensors[i] = np.empty(self.program.nodes[i].shape, np.float32).reshape(-1)
+        if stage is not None and stage.has_pass:
+            yield BlockPass(self, stage, count_only=wanted or [_NOTHING])
+        self._finish(number, stage if remake else None, recall=remake)
+
+    def _stage(self, number: int, stage: Stage | None) -> Iterator[Pass]:
+        if stage is None:
+            self._finish(number, None)
+            return
         selects = [i for i in stage.folds if self.program.nodes[i].op == "kth_magnitude"]
         mine = [i for i in selects if not scope_of(self.program.nodes[i])]
         if seen_whole(self.program, stage):
             self.smalls.values.update(self.looking.settle(stage, mine))
             for load in set(stage.loads).difference(*(s.loads for s in self.program.stages if not seen_whole(self.program, s))):
                 self.host.finite.scan(self.ref(load))
+            self._finish(number, None)
             return
         foreseen = self.looking.foresee(stage, mine)
         for i in selects:
             self.local[i] = self._statistic(i, foreseen[i] if i in foreseen else self._scope_guess(i))
         for i in stage.keeps:
             self.tensors[i] = np.empty(self.program.nodes[i].shape, np.float32).reshape(-1)
-        main = BlockPass(self, stage)
-        yield main
-        self._add_up(main)
+        if stage.has_pass:
+            main = BlockPass(self, stage)
+            yield main
+            self._add_up(main)
         for i in mine:
-            among = self.program.nodes[i].inputs[1:]
-            self.local[i].among = int(self.smalls.value(among[0])) if among else None
+            self.local[i].among = self.among(i)
         yield from self._count_again(stage, [i for i in mine if not self.local[i].foreseen()])
         self._settle(stage, mine)
         self._hand_up([i for i in selects if i not in mine])
-        for i in stage.wholes:
-            run_whole(self, i)
-        self._forget(number)
+        self._tell(stage)
+        self._finish(number, stage)
+
+    def _tell(self, stage: Stage) -> None:
+        """Tell the cache of this tensor's folds that have ended."""
+        if self.host.reuse is not None:
+            for i in stage.folds:
+                if not scope_of(self.program.nodes[i]):
+                    self.host.reuse.tell(self.component, i, self.smalls.values[i])
 
     def _add_up(self, main: BlockPass) -> None:
         """Give the folds of a pass their values, from what its blocks gave, in block order."""
@@ -189,6 +265,10 @@ class ComponentRun:
     def _settle(self, stage: Stage, mine: list[int]) -> None:
         """Give this tensor's order statistics their values."""
         for i in mine:
+            if self.local[i].numel <= 0:  # zeros alone: all of them are kept
+                self.smalls.values[i] = np.array([0.0, NO_LIMIT])
+                del self.local[i]
+                continue
             threshold = self.local[i].threshold()
             limit = NO_LIMIT if threshold.all_ties else self.looking.search_ties(stage, i, threshold, 0)
             self.smalls.values[i] = np.array([float(threshold.key), limit])
@@ -198,21 +278,35 @@ class ComponentRun:
         node = self.program.nodes[i]
         return Statistic(str(node.param("rank")), str(node.param("ties")), self.program.numel, guess)
 
+    def among(self, i: int) -> int | None:
+        """Elements that the rank of an order statistic is taken of, where these are not all of the tensor's."""
+        inputs = self.program.nodes[i].inputs
+        return int(self.smalls.value(inputs[1])) if len(inputs) > 1 else None
+
     def _scope_guess(self, i: int) -> Guess:
         statistic = self.host.statistics[scope_of(self.program.nodes[i])]
         return Guess(statistic.bucket, statistic.heavy)
 
-    def _hand_up(self, folds: list[int]) -> None:
+    def _hand_up(self, folds: list[int], *, recounting: bool = False) -> None:
         """Add this tensor's counts to the model-wide statistics."""
         for i in folds:
-            self.host.add_counts(scope_of(self.program.nodes[i]), self.component.name, self.local.pop(i).counts())
+            among = None if recounting else self.among(i)
+            padding = 0 if among is None else self.program.numel - among
+            self.host.add_counts(scope_of(self.program.nodes[i]), self.component.name, self.local.pop(i).counts(), padding)
 
-    def _forget(self, number: int) -> None:
-        """Let go of tensors that no later stage reads."""
-        later = self.program.stages[number + 1 :]
-        needed = {i for s in later for i in s.residents} | {j for s in later for w in s.wholes for j in self.program.nodes[w].inputs}
-        for i in [i for i in self.tensors if i not in needed]:
-            del self.tensors[i]
+    def _finish(self, number: int, stage: Stage | None, *, recall: bool = True) -> None:
+        """Run the whole ops that are left of a stage, read what was found of the others, and let go of each value after its last use."""
+        self._drop(self.lives[number].after_pass)
+        for place, i in enumerate(self.program.stages[number].wholes):
+            if stage is not None and i in stage.wholes:
+                run_whole(self, i)
+            elif recall and self.host.reuse is not None:
+                self.tensors.update(self.host.reuse.take(self.recalled, i, self.program))
+            self._drop(self.lives[number].after_whole[place])
+
+    def _drop(self, owners: tuple[int, ...]) -> None:
+        if sum(self.tensors.pop(i).nbytes for i in owners if i in self.tensors) > _WORTH_GIVING_BACK:
+            give_back()
 
     def blocks(self, stage: Stage) -> list[tuple[int, int, int]]:
         """`(number, first element, elements)` of each block of a stage."""
@@ -222,7 +316,7 @@ class ComponentRun:
     def block_data(self, worker: Worker, stage: Stage, first: int, n: int, out: Array | None, keeps: list[Array]) -> BlockData:
         """Read a block's inputs and gather what else it is computed from."""
         inputs = [self._input(worker, load, first, n) for load in stage.loads]
-        residents = [self.tensors[i][first : first + n] for i in stage.residents]
+        residents = [whole_value(self, i).reshape(-1)[first : first + n] for i in stage.residents]
         kernel_smalls = self.smalls.of_stage(stage)
         streams = self.smalls.streams(stage)
         return BlockData(n, first, inputs, residents, out, keeps, kernel_smalls, streams, [])
@@ -299,7 +393,7 @@ class BlockPass:
         out = worker.output(n * itemsize, offset, itemsize).view(RAW[program.dtype]) if self.stage.store else None
         keeps = [owner.tensors[i][first : first + n] for i in self.stage.keeps]
         data = owner.block_data(worker, self.stage, first, n, out, keeps)
-        data.buckets = [owner.local[i].bucket if not self.count_only or i in self.count_only else -2 for i in self.selects]
+        data.buckets = [owner.local[i].bucket if i in owner.local and (not self.count_only or i in self.count_only) else -2 for i in self.selects]
         data.heavies = [owner.local[i].heavy if i in owner.local else -1 for i in self.selects]
         runner = worker.runner(owner.component.program, self.stage, self.stage.folds)
         result = runner.run(data)
@@ -334,7 +428,7 @@ class FillPass:
         self.owner = run
         at = 0
         self.pieces: list[tuple[int, int, int]] = []
-        for load in sorted({i for stage in run.program.stages for i in stage.loads}):
+        for load in sorted({i for stage in run.stages if stage is not None for i in stage.loads}):
             nbytes = run.ref(load).nbytes
             run.raw[load] = slab[at : at + nbytes]
             at += aligned(nbytes)

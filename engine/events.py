@@ -41,6 +41,28 @@ class Quiet:
 
 
 @dataclass(slots=True)
+class CacheUse:
+    """What a run had of a result cache.
+
+    Attributes:
+        hits, misses: results that were there and that were not.
+        stored, stored_bytes: results that it added.
+        damaged: entries that were not what they should be, and were removed.
+        spared_passes, spared_bytes: passes over a tensor that were not run, and bytes of inputs that were not read.
+        trouble: the first thing that was wrong with the cache, in words.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    stored: int = 0
+    stored_bytes: int = 0
+    damaged: int = 0
+    spared_passes: int = 0
+    spared_bytes: int = 0
+    trouble: str = ""
+
+
+@dataclass(slots=True)
 class Report:
     """What a run did.
 
@@ -53,6 +75,9 @@ class Report:
         gpu_retries: tasks that a GPU had no memory for and that were done again, there or on the CPU.
         nonfinite_inputs: values that are infinite or NaN, by file and tensor, where they are allowed.
         nonfinite_outputs: by tensor, how many values of the output are, and how many of them were numbers before rounding to its dtype.
+        wholes: ops on whole matrices that were computed, by op.
+        cache: what the result cache gave and took; None where there was none.
+        statistics: model-wide sums that methods asked for, by op and name, such as `dot opcm accumulator`.
     """
 
     seconds: float = 0.0
@@ -64,3 +89,6 @@ class Report:
     gpu_retries: int = 0
     nonfinite_inputs: dict[tuple[str, str], int] = field(default_factory=dict)
     nonfinite_outputs: dict[str, tuple[int, int]] = field(default_factory=dict)
+    wholes: dict[str, int] = field(default_factory=dict)
+    cache: CacheUse | None = None
+    statistics: dict[str, float] = field(default_factory=dict)

@@ -17,8 +17,10 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from plait.engine.cache import ResultCache
 from plait.engine.component import ComponentRun, Pass
 from plait.engine.events import Events, Quiet, Report
+from plait.engine.facts import result_facts
 from plait.engine.faults import named
 from plait.engine.finite import Finiteness
 from plait.engine.journal import Found
@@ -28,6 +30,7 @@ from plait.engine.pool import DevicePool
 from plait.engine.prepare import prepare_kernels
 from plait.engine.reader import Reader
 from plait.engine.resuming import Remaining
+from plait.engine.reuse import Reuse
 from plait.engine.scopes import finish_scopes, foresee_scopes
 from plait.engine.sink import Sink
 from plait.engine.worker import Host, Worker
@@ -61,6 +64,7 @@ def execute(
     found: Found | None = None,
     stop: threading.Event | None = None,
     *,
+    cache: ResultCache | None = None,
     allow_nonfinite: bool = False,
 ) -> Report:
     """Run a plan into a sink that has begun; the sink is not published here.
@@ -72,6 +76,7 @@ def execute(
         pool: GPUs, where the plan uses any.
         found: what the sink has already.
         stop: when it is set, the blocks in hand are finished and written, and the run ends.
+        cache: of results that earlier runs had; the plan was made for one.
         allow_nonfinite: infinite values and NaN are counted in the report, and do not end the run.
 
     Raises:
@@ -95,6 +100,8 @@ def execute(
         pool=pool or DevicePool(()),
         found=found,
     )
+    if cache is not None and plan.keeping:
+        host.reuse, report.cache = Reuse(plan, cache, result_facts(plan), reader, report), cache.use
     try:
         host.events.started(plan)
         remaining = Remaining(plan, sweeps, found)
@@ -103,11 +110,15 @@ def execute(
                 host.events.finished_component(component)
         if not remaining.nothing:
             run = _Run(host, remaining, stop or threading.Event())
+            if host.reuse is not None:
+                host.scope_values.update(host.reuse.ask_scopes())
             for sweep in range(plan.sweeps):
                 foresee_scopes(run, sweep)
                 run.sweep(sweep, frozenset())
                 finish_scopes(run, sweep)
             report.leased_peak_bytes = run.ledger.peak_bytes
+            sums = [scope.key for scope in plan.scopes if scope.key not in host.statistics and scope.key in host.scope_values]
+            report.statistics = {key.replace("|", " "): float(host.scope_values[key][""]) for key in sums}
     except Stopped:
         raise
     except BaseException as error:

@@ -27,7 +27,7 @@ from plait.engine.devicerun import DeviceRunner
 from plait.engine.pool import Seat
 from plait.ops.op import OPS
 from plait.planner.device_cost import fused_targets
-from plait.planner.program import Node, Program, Stage
+from plait.planner.program import Node, Program, Stage, data_inputs
 
 #: Elements that one program of the kernel works on.
 _WIDTH = 1024
@@ -119,7 +119,7 @@ def triton_source(program: Program, stage: Stage) -> str:
 def scalar_nodes(program: Program, stage: Stage) -> list[int]:
     """Small values that a stage's maps use, in the order in which the kernel gets them."""
     nodes = program.nodes
-    return sorted({j for i in stage.compute for j in nodes[i].inputs if nodes[j].space == "small"})
+    return sorted({j for i in stage.compute for j in data_inputs(nodes[i]) if nodes[j].space == "small"})
 
 
 class _Writer:
@@ -142,7 +142,7 @@ class _Writer:
             return f"({key} > {cut}) | (({key} == {cut}) & (index < {limit}))"
         if node.kind != "map" or not op.code:
             raise NotImplementedError(node.op)
-        operands = [self.operand(j, cast) for j, cast in zip(node.inputs, op.casts, strict=True)]
+        operands = [self.operand(j, cast) for j, cast in zip(data_inputs(node), op.casts, strict=True)]
         return ast.unparse(_ToTriton().visit(ast.parse(op.code.format(*operands, zero="0.0", one="1.0"), mode="eval")))
 
     def operand(self, i: int, cast: str) -> str:

@@ -57,13 +57,13 @@ def _libraries(plan: Plan) -> dict[str, str]:
     solved = any(node.op == "solve" for p in plan.programs for node in p.nodes)
     if not whole and not solved:
         return {}
-    found = {name: _version(name) for name in (_LIBRARIES if whole else ("numpy",))}
+    found = {name: library_version(name) for name in (_LIBRARIES if whole else ("numpy",))}
     if whole:
         found["device of whole tensors"] = "cuda" if whole & set(plan.on_gpu) else "cpu"
     return found
 
 
-def _version(name: str) -> str:
+def library_version(name: str) -> str:
     """Version of an installed library, without loading it."""
     from importlib.metadata import PackageNotFoundError, version  # 30 ms that plans without such work need not spend
 

@@ -28,7 +28,7 @@ from plait.engine.torchmath import (
 )
 from plait.ops.op import OPS
 from plait.planner.device_cost import block_steps
-from plait.planner.program import Node, Program, Stage
+from plait.planner.program import Node, Program, Stage, data_inputs
 
 
 class Interpreter:
@@ -115,7 +115,7 @@ class Interpreter:
         if node.op in ("take", "take_integer"):
             table = self.fetch(np.asarray(data.smalls[node.inputs[0]], np.float64))
             return torch.take(table, values[node.inputs[1]].long()).to(torch.int64 if node.op == "take_integer" else torch.float32)
-        operands = [self._operand(j, c, values, data, in_row=in_row) for j, c in zip(node.inputs, OPS[node.op].casts, strict=True)]
+        operands = [self._operand(j, c, values, data, in_row=in_row) for j, c in zip(data_inputs(node), OPS[node.op].casts, strict=True)]
         function = OPS[node.op].arrays
         assert function is not None
         if node.op == "keep_top":

@@ -44,8 +44,7 @@ class Looking:
         found: dict[int, Array] = {}
         for i, values in zip(selects, self.sample(stage, selects, SAMPLE_PIECES), strict=True):
             node = self.program.nodes[i]
-            among = int(self.run.smalls.value(node.inputs[1])) if len(node.inputs) > 1 else None
-            key, limit = settled(magnitudes(values), str(node.param("rank")), str(node.param("ties")), among)
+            key, limit = settled(magnitudes(values), str(node.param("rank")), str(node.param("ties")), self.run.among(i))
             found[i] = np.array([float(key), limit])
         return found
 

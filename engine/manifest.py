@@ -92,7 +92,8 @@ def figures(plan: Plan, report: Report) -> dict[str, Any]:
     inputs = [{"file": file, "tensor": name, "values": count} for (file, name), count in sorted(report.nonfinite_inputs.items())]
     outputs = {name: {"values": count, "overflowed": beyond} for name, (count, beyond) in sorted(report.nonfinite_outputs.items())}
     nonfinite = {"nonfinite": {"inputs": inputs, "outputs": outputs}} if inputs or outputs else {}
-    return {"predicted": prediction, "measured": {key: getattr(report, key) for key in _MEASURED}, **nonfinite}
+    wide = {"model_wide": report.statistics} if report.statistics else {}
+    return {"predicted": prediction, "measured": {key: getattr(report, key) for key in _MEASURED}, **nonfinite, **wide}
 
 
 def file_sum(path: Path) -> str:

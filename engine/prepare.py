@@ -55,6 +55,8 @@ def _stages(number: int, program: Program) -> Iterator[tuple[Hashable, Program, 
     if program.copy is not None:
         return
     for stage in program.stages:
+        if not stage.has_pass:
+            continue
         yield kernel_key(number, stage, stage.folds), program, stage
         selects = [i for i in stage.folds if program.nodes[i].op == "kth_magnitude"]
         looks = {looked_at(program, group) for group in _groups(program, selects)}

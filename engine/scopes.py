@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def foresee_scopes(run: Run, sweep: int) -> None:
     """Judge the digits of the model-wide thresholds that end with a sweep by a sample of every tensor that adds to them in it."""
     host = run.host
-    first = {s.key: s for s in host.plan.scopes if s.sweep == sweep and s.key in host.statistics}
+    first = {s.key: s for s in host.plan.scopes if s.sweep == sweep and s.key in host.statistics and s.key not in host.scope_values}
     if not first:
         return
     host.workers[threading.get_ident()] = run.workers[0]
@@ -50,7 +50,7 @@ def foresee_scopes(run: Run, sweep: int) -> None:
 def finish_scopes(run: Run, sweep: int) -> None:
     """Give the statistics that end with this sweep their values."""
     host = run.host
-    ending = [scope for scope in host.plan.scopes if scope.sweep == sweep]
+    ending = [scope for scope in host.plan.scopes if scope.sweep == sweep and scope.key not in host.scope_values]
     for scope in ending:
         if scope.key in host.sums or not scope.key.startswith("kth_magnitude"):
             parts = [value for _, value in sorted(host.sums.get(scope.key, {}).items())]
@@ -73,6 +73,10 @@ def finish_scopes(run: Run, sweep: int) -> None:
         run.sweep(sweep, frozenset(again))
     for key in thresholds:
         host.scope_values[key] = _limits(run, key)
+    if host.reuse is not None:
+        for scope in ending:
+            if scope.numel:
+                host.reuse.tell_scope(scope.key, host.scope_values[scope.key])
 
 
 def _limits(run: Run, key: str) -> dict[str, object]:

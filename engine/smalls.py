@@ -12,7 +12,7 @@ from plait.ops.algebra import SOLVERS
 from plait.ops.kernels.philox import stream_key
 from plait.ops.op import OPS
 from plait.planner.plan import Component
-from plait.planner.program import Program, Stage, scope_of
+from plait.planner.program import Program, Stage, data_inputs, scope_of
 
 
 def added_up(fold: str, partials: Iterable[float]) -> float:
@@ -52,7 +52,7 @@ class SmallValues:
         needed = self._needed.get(id(stage))
         if needed is None:
             nodes = self.program.nodes
-            needed = self._needed[id(stage)] = sorted({j for i in stage.compute for j in nodes[i].inputs if nodes[j].space == "small"})
+            needed = self._needed[id(stage)] = sorted({j for i in stage.compute for j in data_inputs(nodes[i]) if nodes[j].space == "small"})
         return {i: self.value(i) for i in needed}
 
     def value(self, i: int) -> Any:

@@ -1,12 +1,15 @@
-"""Ops that need the whole tensor: on a GPU of the pool where the plan says so, else on the CPU, one at a time with every core.
+"""Ops that need whole matrices: on a GPU of the pool where the plan says so, else on the CPU, one at a time with every core.
 
-A GPU that runs out of memory in spite of the plan loses nothing: the tensor is still here, and the op is done
+A GPU that runs out of memory in spite of the plan loses nothing: the matrices are still here, and the op is done
 again on the CPU, which the plan has kept room for wherever the memory budget has any.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +18,11 @@ from plait.engine.blockrun import Array
 from plait.engine.device import DeviceOutOfMemory
 from plait.engine.pool import DevicePool
 from plait.ops.errors import KernelError
+from plait.ops.kernels.heap import give_back
+from plait.ops.wholes import WHOLES, is_view
 from plait.planner.cost import component_bytes
 from plait.planner.device_cost import device_whole_bytes
+from plait.planner.liveness import made_by, owner
 from plait.planner.program import Node
 from plait.planner.schedule import size, size_up
 
@@ -24,35 +30,51 @@ if TYPE_CHECKING:
     from plait.engine.component import ComponentRun
 
 _ONE_AT_A_TIME = threading.Lock()
-_PIECE = 1 << 22
 
 
 def run_whole(run: ComponentRun, i: int) -> None:
-    """Compute whole node `i` of a component from the tensors it holds.
+    """Compute whole node `i` of a component from the matrices it holds and its small values, and tell the cache of results.
 
     Raises:
         KernelError: the op failed, or a GPU had no memory for it and the memory budget has no room to do it on the CPU.
     """
-    node = run.program.nodes[i]
-    source = run.tensors[node.inputs[0]]
-    if node.op == "hold":
-        run.tensors[i] = source
+    nodes = run.program.nodes
+    node = nodes[i]
+    if is_view(node.op, node):
         return
-    matrix = source.reshape(node.shape)
-    done = _on_gpu(run, node, matrix) if run.component.program in run.host.plan.on_gpu else None
+    inputs = [run.smalls.value(j) if nodes[j].space == "small" else whole_value(run, j) for j in node.inputs]
+    planned_on_gpu = run.component.program in run.host.plan.on_gpu
+    done = _on_gpu(run, node, inputs) if planned_on_gpu else None
+    as_planned = planned_on_gpu == (done is not None)
     if done is None:
         with _ONE_AT_A_TIME:
-            done = _WHOLE[node.op](node, matrix, None)
-    run.tensors[i], numbers = done
+            done = _compute(node, inputs)
+    results, numbers = done
+    run.host.count_whole(node.op)
+    give_back()
+    for j in made_by(run.program, i):
+        run.tensors[j] = results[int(nodes[j].param("index")) if nodes[j].op == "part" else 0].reshape(-1)
+    give_numbers(run, i, numbers)
+    if as_planned and run.host.reuse is not None:
+        run.host.reuse.tell(run.component, i, [] if numbers is None else numbers, run.tensors)
+
+
+def give_numbers(run: ComponentRun, i: int, numbers: Any) -> None:
+    """The numbers that whole node `i` reports go to whoever asks for them."""
     for j, other in enumerate(run.program.nodes):
         if other.op == "info" and other.inputs == (i,):
-            run.smalls.values[j] = np.array(numbers)
+            run.smalls.values[j] = np.asarray(numbers, np.float64)
 
 
-def _on_gpu(run: ComponentRun, node: Node, matrix: Array) -> tuple[Array, list[float]] | None:
+def whole_value(run: ComponentRun, i: int) -> Array:
+    """A value that is held whole, in its own shape."""
+    return run.tensors[owner(run.program.nodes, i)].reshape(run.program.nodes[i].shape)
+
+
+def _on_gpu(run: ComponentRun, node: Node, inputs: Sequence[Array]) -> tuple[list[Array], Any] | None:
     """What a GPU of the pool gives; None where it had no memory for it and the CPU is to do it."""
     try:
-        return _WHOLE[node.op](node, matrix, run.host.pool)
+        return _compute_on(run.host.pool, node, inputs)
     except DeviceOutOfMemory as error:
         if run.component.program in run.host.plan.lean:
             raise _no_way_back(run, node, error) from error
@@ -72,32 +94,40 @@ def _no_way_back(run: ComponentRun, node: Node, error: DeviceOutOfMemory) -> Ker
     )
 
 
-def _polar(node: Node, matrix: Array, pool: DevicePool | None) -> tuple[Array, list[float]]:
+@cache
+def _numerics(op: str) -> Callable[..., Any]:
+    module, name = WHOLES[op].run.split(":")
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function
+
+
+def _is_matrix(x: Any) -> bool:
+    return isinstance(x, np.ndarray) and x.dtype == np.float32
+
+
+def _compute(node: Node, inputs: Sequence[Any]) -> tuple[list[Array], Any]:
     import torch
 
-    from plait.ops.kernels.polar import polar
+    from plait.ops.kernels.results import Results
 
-    policy: Any = "full" if node.param("rank_policy") == "full" else "numerical"
-    result = np.empty(matrix.size, np.float32)
-    if pool is None:
-        _, rank = polar(torch.from_numpy(matrix), rank_policy=policy, out=torch.from_numpy(result.reshape(matrix.shape)))
-    else:
-        with pool.place(device_whole_bytes(node)) as device, device.stream() as stream:
-            # float32 goes over once; what is float64 about the factor is made there
-            x = device.to_device(matrix).view(matrix.shape)
-            factor, rank = polar(x, rank_policy=policy, device=x.device)
-            device.to_host(factor, result)
-            stream.wait()
-            del x, factor
-    return result, [float(rank), _inner(result, matrix.reshape(-1))]
+    held = [torch.from_numpy(x) if _is_matrix(x) else x for x in inputs]
+    out = Results(WHOLES[node.op].results(node))
+    numbers = _numerics(node.op)(node, held, out)
+    return [x.numpy() for x in out.all()], numbers
 
 
-def _inner(a: Any, b: Any) -> float:
-    """<a, b> in float64, by pieces."""
-    total = 0.0
-    for first in range(0, a.size, _PIECE):
-        total += float(np.dot(a[first : first + _PIECE].astype(np.float64), b[first : first + _PIECE].astype(np.float64)))
-    return total
+def _compute_on(pool: DevicePool, node: Node, inputs: Sequence[Any]) -> tuple[list[Array], Any]:
+    from plait.ops.kernels.results import Results
 
-
-_WHOLE = {"polar": _polar}
+    with pool.place(device_whole_bytes(node)) as device, device.stream() as stream:
+        # float32 goes over once; what is float64 about a result is made there
+        held = [device.to_device(x).view(x.shape) if _is_matrix(x) else x for x in inputs]
+        out = Results(WHOLES[node.op].results(node), device.torch_device)
+        numbers = _numerics(node.op)(node, held, out)
+        results: list[Array] = []
+        for x in out.all():
+            results.append(np.empty(tuple(x.shape), np.float32))
+            device.to_host(x, results[-1])
+        stream.wait()
+        del held, out
+    return results, numbers

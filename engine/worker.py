@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from plait.engine.writebehind import Ticket, WriteBehind
 from plait.planner.blocks import PAGE, StageBuffers, stage_buffers
 from plait.planner.plan import Plan
 from plait.planner.program import Program, Stage
+
+if TYPE_CHECKING:
+    from plait.engine.reuse import Reuse
 
 
 class Worker:
@@ -120,6 +123,7 @@ class Host:
         probes: stages that only look at values, by the stage they look into and the nodes.
         found: what an earlier run made durable.
         copied: bytes copied without decoding.
+        reuse: results of earlier runs, where the run has a cache of them.
         scope_values: finished model-wide statistics: scope key -> tensor name -> value ("" for all).
     """
 
@@ -140,6 +144,7 @@ class Host:
     pool: DevicePool = field(default_factory=lambda: DevicePool(()))
     found: Found = field(default_factory=Found)
     copied: int = 0
+    reuse: Reuse | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def spare_worker(self) -> Worker:
@@ -170,6 +175,20 @@ class Host:
         with self._lock:
             self.report.recounted += count
 
+    def count_whole(self, op: str) -> None:
+        """Note an op on whole matrices that was computed."""
+        with self._lock:
+            self.report.wholes[op] = self.report.wholes.get(op, 0) + 1
+
+    def count_spared(self, passes: int, nbytes: int) -> None:
+        """Note passes that a cache spared, and predicted bytes that were not read."""
+        if passes or nbytes:
+            with self._lock:
+                assert self.report.cache is not None
+                self.report.cache.spared_passes += passes
+                self.report.cache.spared_bytes += nbytes
+            self.progress(nbytes)
+
     def count_copied(self, nbytes: int) -> None:
         """Note bytes copied without decoding."""
         with self._lock:
@@ -180,10 +199,11 @@ class Host:
         with self._lock:
             self.sums.setdefault(scope, {})[tensor] = value
 
-    def add_counts(self, scope: str, tensor: str, counts: Counts) -> None:
-        """What a tensor adds to a model-wide order statistic."""
+    def add_counts(self, scope: str, tensor: str, counts: Counts, padding: int = 0) -> None:
+        """What a tensor adds to a model-wide order statistic; `padding` of its elements do not count."""
         with self._lock:
             self.statistics[scope].add(tensor, counts)
+            self.statistics[scope].numel -= padding
 
     def scope_value(self, scope: str, tensor: str) -> Any:
         """The finished model-wide statistic, as a tensor uses it."""

@@ -7,8 +7,8 @@ from functools import reduce
 from operator import add
 from typing import Any
 
-from plait.ops.op import DOT, INFO, LARGEST, OPS, PACK, POLAR, RANDOM, ROW_DOT, ROW_LARGEST, ROW_MAX, ROW_RANK, ROW_SUM, SOLVE, SUM
-from plait.ops.tensor import LazyTensor, Operand, const, elementwise, value_of
+from plait.ops.op import DOT, INFO, LARGEST, LATER, OPS, PACK, POLAR, RANDOM, ROW_DOT, ROW_LARGEST, ROW_MAX, ROW_RANK, ROW_SUM, SOLVE, SUM
+from plait.ops.tensor import LazyTensor, Operand, Space, const, elementwise, value_of
 
 #: Functions of small float64 arrays that run on the host between passes, by name.
 SOLVERS: dict[str, Callable[..., Any]] = {}
@@ -125,6 +125,11 @@ def largest(x: LazyTensor, scope: str = "") -> LazyTensor:
     return LazyTensor(LARGEST, (x,), (("scope", scope),), shape=(), dtype="float64", space="small")
 
 
+def max_abs(x: LazyTensor) -> LazyTensor:
+    """The largest magnitude of all elements, small."""
+    return largest(abs(x))
+
+
 # -- rows ---------------------------------------------------------------------------------------
 def row_length(shape: tuple[int, ...], rows: str) -> int:
     """Elements of one row: along the last axis (`last`), or of all but the first axis (`output`). A vector or scalar is one row."""
@@ -198,12 +203,21 @@ def below(bits: LazyTensor, cut: Operand) -> LazyTensor:
 # -- whole and small ----------------------------------------------------------------------------
 def polar(x: LazyTensor, rank_policy: str = "numerical") -> LazyTensor:
     """The polar factor P = U Vh of a matrix x; `info` gives its numerical rank and <P, x>, the sum of the singular values."""
-    return LazyTensor(POLAR, (x,), (("rank_policy", rank_policy),), shape=x.shape, dtype="float32", space="tensor")
+    space: Space = "matrix" if x.space == "matrix" else "tensor"
+    return LazyTensor(POLAR, (x,), (("rank_policy", rank_policy),), shape=x.shape, dtype="float32", space=space)
 
 
-def info(x: LazyTensor) -> LazyTensor:
-    """The numbers that a whole op reports beside its tensor; for `polar` two: rank, and sum of the singular values."""
-    return LazyTensor(INFO, (x,), shape=(2,), dtype="float64", space="small")
+def info(x: LazyTensor, shape: tuple[int, ...] = (2,)) -> LazyTensor:
+    """The numbers that a whole op reports beside its matrices; for `polar` two: rank, and sum of the singular values."""
+    return LazyTensor(INFO, (x,), shape=shape, dtype="float64", space="small")
+
+
+def later(x: LazyTensor, *than: LazyTensor) -> LazyTensor:
+    """`x` itself, computed in a pass after those in which `than` (whole results, or small values) become known.
+
+    It lets whole ops hold one expert's tensor after the other instead of all of them at once, at the price of a pass for each.
+    """
+    return LazyTensor(LATER, (x, *than), shape=x.shape, dtype=x.dtype, space="tensor") if than else x
 
 
 def solver(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,7 +5,8 @@ A method is a short function in lazy algebra, declared with its typed parameters
     @method("task_arithmetic", family="task vectors", base="required", source="Ilharco et al. 2023", params=(WEIGHT, LAMBDA))
     def task_arithmetic(t, *, weight, lam): ...
 
-`t` is a `MergeInputs`: the base, the experts and their deltas for one tensor, as `LazyTensor`s.
+`t` is a `MergeInputs`: the base, the experts and their deltas for one tensor, as `LazyTensor`s. The docstring is the method's page in the
+catalogue: a summary, the formula, and headings that `plait.ops.method_doc` describes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from importlib import metadata
 from typing import Any, Literal
 
 from plait.ops.errors import PlaitError
+from plait.ops.method_doc import MethodDoc, parse_doc
 from plait.ops.statistics import Statistic
 
 
@@ -35,6 +37,7 @@ class Param:
         choices: the allowed words of a `str`.
         gradient: whether a list of numbers means interpolation over the layers.
         python: keyword in Python, where it differs from `name` (`lam` for `lambda`).
+        reads: the value names a file of names; a method gets what is in it, `((name, score or None), ...)`.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Param:
     choices: tuple[str, ...] = ()
     gradient: bool = True
     python: str = ""
+    reads: bool = False
 
     @property
     def keyword(self) -> str:
@@ -135,6 +139,11 @@ class Method:
     symmetric: bool = True
     statistics: tuple[Statistic, ...] = ()
     is_step: bool = False
+
+    @property
+    def parts(self) -> MethodDoc:
+        """Its docstring, in parts."""
+        return parse_doc(self.doc)
 
     def param(self, name: str) -> Param | None:
         """The parameter called `name` in recipes, or None."""

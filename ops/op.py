@@ -10,7 +10,7 @@ the code generator pastes into a fused loop, and as a function of arrays (torch 
 | `map`   | element i needs element i of the inputs             | as its inputs        |
 | `fold`  | a small value from all elements, by blocks          | a few float64, or one a row or column |
 | `rows`  | needs whole rows                                    | one float64 a row, or a tensor |
-| `whole` | needs the whole tensor                              | tensor               |
+| `whole` | needs whole tensors or matrices                     | tensor, matrices, a few float64 |
 | `small` | a few numbers, computed on the host between passes  | a few float64        |
 
 `small` is the glue of the four kinds of the design: what a fold gives, and what maps then use.
@@ -144,6 +144,11 @@ COLUMN = declare("column", "map", result="int32")
 ROW = declare("row", "map", result="int32")
 declare("take_integer", "map", result="int64", flops=4)
 
-# -- whole --------------------------------------------------------------------------------------
+# -- whole: what each needs and how it runs is declared in `plait.ops.wholes` ----------------------
 POLAR = declare("polar", "whole", result="float32", flops=0)
 HOLD = declare("hold", "whole", result="float32", flops=0)
+for _name in ("matrix", "stream", "matmul", "concat", "scale", "cut", "combine", "svd", "joint_svd", "part"):
+    declare(_name, "whole", result="float32", flops=0)
+for _name in ("row_dots", "prune_threshold", "prune", "opcm_block", "doge_correction"):
+    declare(_name, "whole", result="float32", flops=0)
+LATER = declare("later", "map", "{0}", lambda xp, a: a, casts="f")

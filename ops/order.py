@@ -22,16 +22,11 @@ def order_statistic(x: LazyTensor, rank: str, *, scope: str = "", ties: str = "f
         scope: as for `sum_all`; one statistic for all tensors that name it.
         ties: `first` ranks elements that equal the threshold in canonical order (tensor name, then row-major position); `all` takes every one.
         among: a small value that the rank's fractions are taken of, in place of the number of elements: how many elements are not zero. It may
-            come from the same pass.
+            come from the same pass. Of a model-wide statistic each tensor counts as many as this.
 
     Returns:
         Small `(2,)`, for `ranked_above` and `threshold_of`.
-
-    Raises:
-        ValueError: `among` together with a model-wide `scope`.
     """
-    if among is not None and scope:
-        raise ValueError("a rank among some of the elements is there for one tensor, not for a whole model")
     inputs = (x,) if among is None else (x, among)
     return LazyTensor(KTH, inputs, (("rank", rank), ("scope", scope), ("ties", ties)), shape=(2,), dtype="float64", space="small")
 

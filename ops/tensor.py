@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from plait.ops.op import CONST, LOAD, OPS, Op
 
-Space = Literal["tensor", "row", "small"]
+Space = Literal["tensor", "row", "small", "matrix"]
 Scalar = float | int
 Operand: TypeAlias = "LazyTensor | float | int"
 
@@ -29,7 +29,8 @@ class LazyTensor:
         params: sorted `(name, value)` pairs, hashable.
         shape: dimensions; `(rows, 1)` for row values, `()`, `(K,)` or `(K, K)` for small ones.
         dtype: `float32` (computed), a storage float after `cast`, `bool`, `uint32`, `int32`; `float64` for row and small values.
-        space: `tensor` (one value an element), `row` (one a row) or `small` (a few numbers on the host).
+        space: `tensor` (one value an element), `row` (one a row), `small` (a few numbers on the host) or `matrix` (held whole in memory,
+            of any shape, made and used by whole ops alone: `plait.ops.matrix`).
         key: 16-byte content key.
     """
 
@@ -167,6 +168,8 @@ def elementwise(name: str, *inputs: Operand) -> LazyTensor:
         ValueError: tensor operands of different shapes.
     """
     nodes = tuple(i if isinstance(i, LazyTensor) else const(i) for i in inputs)
+    if any(n.space == "matrix" for n in nodes):
+        return _on_matrices(name, nodes)
     space: Space = "tensor" if any(n.space == "tensor" for n in nodes) else "row" if any(n.space == "row" for n in nodes) else "small"
     shapes = {n.shape for n in nodes if n.space == space and (space != "small" or n.shape != ())}
     if len(shapes) > 1:
@@ -174,6 +177,20 @@ def elementwise(name: str, *inputs: Operand) -> LazyTensor:
     op = OPS[name]
     dtype = op.result if op.result != "same" else "float32" if space == "tensor" else "float64"
     return LazyTensor(op, nodes, shape=next(iter(shapes), ()), dtype=dtype, space=space)
+
+
+def _on_matrices(name: str, nodes: tuple[LazyTensor, ...]) -> LazyTensor:
+    """Arithmetic on whole matrices; of other operands only numbers fit."""
+    shapes = {n.shape for n in nodes if n.space == "matrix"}
+    if name not in ON_MATRICES or len(shapes) > 1 or any(n.space not in ("matrix", "small") or (n.space == "small" and n.shape) for n in nodes):
+        what = " and ".join(f"{n.space} {list(n.shape)}" for n in nodes)
+        raise ValueError(f"{name} of {what}: whole matrices take {', '.join(ON_MATRICES)} with matrices of one shape and with numbers")
+    sizes = tuple(n.shape for n in nodes if n.space == "matrix")
+    return LazyTensor(OPS["combine"], nodes, (("function", name), ("sizes", sizes)), shape=sizes[0], dtype="float32", space="matrix")
+
+
+#: Elementwise functions of whole matrices.
+ON_MATRICES = ("add", "sub", "mul", "div", "neg", "abs", "sign", "maximum", "minimum")
 
 
 def binary(name: str, a: Operand, b: Operand) -> LazyTensor:

@@ -14,6 +14,7 @@ if (_Path(__file__).parents[1] / "pyproject.toml").is_file() and (_Path(__file__
 
 from plait.api import Options, merge, plan, plan_model, write
 from plait.catalogue import methods
+from plait.lora import extract_lora
 from plait.models import Model
 from plait.models import open_model as open
 from plait.ops.errors import BudgetTooSmall, CheckpointError, KernelError, OutputError, PlaitError, PlanError, RecipeError, ResumeError, Stopped, VerifyError
@@ -32,6 +33,7 @@ __all__ = [
     "ResumeError",
     "Stopped",
     "VerifyError",
+    "extract_lora",
     "merge",
     "methods",
     "open",

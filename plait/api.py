@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shlex
 import threading
 import time
@@ -34,11 +35,14 @@ from plait.planner.schedule import MIB, Resources, make_plan, parse_size, size
 from plait.planner.types import Checkpoint, Job, SideFile
 
 if TYPE_CHECKING:
+    from plait.engine.cache import ResultCache
     from plait.engine.reader import Reader
     from plait.engine.writer import OutputFolder
 
 #: Largest size of one output file unless asked otherwise.
 SHARD_SIZE = "5GB"
+#: Largest size of a result cache unless asked otherwise.
+CACHE_SIZE = "20GiB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,9 @@ class Options:
         restart: drop what an interrupted run left beside the destination, instead of continuing it.
         overwrite: replace a checkpoint at the destination; it stays until the new one is whole.
         allow_nonfinite: infinite values and NaN, in inputs or made by the merge, are counted in the report; without it they end the run.
+        cache: folder in which expensive results (polar factors, thresholds, Gram matrices) are kept for other merges of the same inputs; None,
+            the default, keeps nothing. The output is the same. Whoever may write to the folder can change what is merged from it.
+        cache_size: most bytes of that folder; the results longest unused go first.
     """
 
     memory: str | int | None = None
@@ -72,6 +79,8 @@ class Options:
     restart: bool = False
     overwrite: bool = False
     allow_nonfinite: bool = False
+    cache: str | Path | None = None
+    cache_size: str | int = CACHE_SIZE
 
 
 def plan(recipe: str | Path, options: Options | None = None, *, memory: str | int | None = None) -> Plan:
@@ -85,7 +94,8 @@ def plan(recipe: str | Path, options: Options | None = None, *, memory: str | in
     Raises:
         PlaitError: anything wrong with recipe, models or budget; see `plait.ops.errors`.
     """
-    return _plan_recipe(recipe, _options(options, memory))[0]
+    options = _options(options, memory)
+    return _with_outlook(_plan_recipe(recipe, options)[0], options)
 
 
 def merge(
@@ -129,7 +139,34 @@ def merge(
 
 def plan_model(model: Model, options: Options | None = None, *, memory: str | int | None = None, dtype: str | None = None) -> Plan:
     """Plan the writing of a model expression; arguments as for `write`."""
-    return _plan_model(model, _options(options, memory), dtype)[0]
+    options = _options(options, memory)
+    return _with_outlook(_plan_model(model, options, dtype)[0], options)
+
+
+def _with_outlook(planned: Plan, options: Options) -> Plan:
+    """The plan with a word on what the cache of the options would save now."""
+    if options.cache is None:
+        return planned
+    from plait.engine.facts import result_facts
+    from plait.engine.outlook import outlook
+
+    return replace(planned, outlook=outlook(planned, _cache(options, options.cache, make=False), result_facts(planned)))
+
+
+def _cache(options: Options, folder: str | Path, *, make: bool) -> ResultCache:
+    from plait.engine.cache import ResultCache
+
+    return ResultCache(Path(os.path.abspath(Path(folder).expanduser())), _cache_bytes(options), make=make)
+
+
+def _cache_bytes(options: Options) -> int:
+    """Size of the result cache; 0 where the options have none."""
+    if options.cache is None:
+        return 0
+    nbytes = checked_size(options.cache_size, "cache size")
+    if nbytes < 1:
+        raise PlanError("a cache of no bytes keeps nothing: give another --cache-size, or leave out --cache")
+    return nbytes
 
 
 def write(
@@ -191,12 +228,13 @@ def run_plan(
     options = options or Options()
     text = next(((side.content or b"").decode() for side in sides if side.name == RECIPE_NAME), "")
     made = lru_cache(maxsize=1)(lambda: identity(planned, __version__, text, source))
+    cache = None if options.cache is None else _cache(options, options.cache, make=True)
     layout = replace(planned.layout, side_files=tuple(sides))
     folder = OutputFolder(Path(out), layout, inputs, identity=made, restart=options.restart, overwrite=options.overwrite)
     try:
         with folder, Reader(drop_behind=_overflow(planned)) as reader, open_pool(planned.gpu_budget_bytes) as pool:
             try:
-                report = execute(planned, folder, reader, events, pool, folder.found, stop, allow_nonfinite=options.allow_nonfinite)
+                report = execute(planned, folder, reader, events, pool, folder.found, stop, cache=cache, allow_nonfinite=options.allow_nonfinite)
             except BaseException:
                 with suppress(CheckpointError):
                     _check_inputs(reader, planned, folder)
@@ -331,7 +369,7 @@ def resolve(options: Options) -> tuple[Resources, list[str]]:
     rates, odd = load_rates()
     device = "cuda" if gpu and options.device != "cpu" else "cpu"
     room = available_memory()
-    resources = Resources(memory, options.workers or cores(), backend, device, gpu, rates, room, options.residency, options.maps)
+    resources = Resources(memory, options.workers or cores(), backend, device, gpu, rates, room, options.residency, options.maps, _cache_bytes(options))
     return resources, [*notes, *found, *more, *odd]
 
 

@@ -12,6 +12,7 @@ from plait.ops.method import Method, nearest
 from plait.ops.method import methods as registered_methods
 from plait.ops.method import steps as registered_steps
 from plait.planner.checkpoint import resolve_model
+from plait.planner.name_file import read_names
 from plait.planner.statistics import LayerFile, read_layer_file
 
 
@@ -112,7 +113,8 @@ def check_params(method: Method, given: dict[str, Any], experts: int) -> dict[st
                     raise ValueError(f"{keyword} has {len(values)} values for {experts} experts")
                 params[keyword] = tuple(p.check(v) for v in values)
             else:
-                params[keyword] = p.check(value)
+                checked = p.check(value)
+                params[keyword] = read_names(checked) if p.reads and isinstance(checked, str) else checked
         except ValueError as error:
             raise PlanError(f"{method.name}: {error}", method=method.name, parameter=keyword) from error
     return params

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 from plait.bench import bench
+from plait.cached import cache
+from plait.lora import extract_lora_command
 from plait.ops.errors import PlaitError, PlanError, RecipeError, Stopped
 from plait.planner.header_text import printable
 
@@ -24,12 +27,14 @@ Examples:
   plait verify out                           read it again: is it what was written?
   plait methods ties                         what a method does and takes
   plait inspect path/to/model                a checkpoint at a glance
+  plait cache DIR                            what a cache of results holds
   plait bench machine                        measure this machine, for better predictions
 """
 _PLAN_EXAMPLES = """
 \b
 Examples:
   plait plan recipe.yml --memory 4GiB
+  plait plan recipe.yml --cache results    and what the cache saves
 """
 _RECIPE_FORM = """
 \b
@@ -54,6 +59,7 @@ Examples:
   plait merge recipe.yml out --restart       begins anew instead
   plait merge recipe.yml out --overwrite     replaces out in the end
   plait merge recipe.yml out --allow-nonfinite   merge a model that holds NaN
+  plait merge recipe.yml out --cache results --cache-size 50GiB
 """
 _STATUS_EXAMPLES = """
 \b
@@ -73,6 +79,7 @@ _METHODS_EXAMPLES = """
 Examples:
   plait methods                     all of them, a line each
   plait methods ties                what ties does, its parameters, its source
+  plait methods ties --on MODEL     and what it would cost on these shapes
   plait methods --format json       the same as data
 """
 _INSPECT_EXAMPLES = """
@@ -152,6 +159,8 @@ def main() -> None:
 
 
 main.add_command(bench)
+main.add_command(cache)
+main.add_command(extract_lora_command)
 
 
 def _machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -191,6 +200,21 @@ def _machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _cache_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    options = [
+        click.option(
+            "--cache",
+            metavar="DIR",
+            type=click.Path(path_type=Path),
+            help="Keep expensive results (polar factors, thresholds, Gram matrices) in DIR for other merges of these inputs. Default: off.",
+        ),
+        click.option("--cache-size", metavar="SIZE", default="20GiB", show_default=True, help="Most bytes of DIR; what was not used longest goes first."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def _options(values: dict[str, Any]) -> Any:
     from plait.api import Options
 
@@ -202,6 +226,7 @@ def _options(values: dict[str, Any]) -> Any:
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @_machine_options
+@_cache_options
 @click.option("--restart", is_flag=True, help="Begin anew: drop what an interrupted run has finished, instead of continuing it.")
 @click.option("--overwrite", is_flag=True, help="Replace the checkpoint at OUT; it stays until the new one is whole.")
 @click.option("--allow-nonfinite", is_flag=True, help="Merge models that hold infinity or NaN, and write such values; they are counted and listed.")
@@ -238,6 +263,7 @@ def merge(recipe: Path, out: Path, quiet: bool, **machine: Any) -> None:
 @main.command(epilog=_PLAN_EXAMPLES + _RECIPE_FORM)
 @click.argument("recipe", type=click.Path(path_type=Path))
 @_machine_options
+@_cache_options
 @click.option("--format", "form", type=click.Choice(["tree", "json"]), default="tree", show_default=True, help="A tree to read, or data.")
 def plan(recipe: Path, form: str, **machine: Any) -> None:
     """Show what RECIPE would do and need; reads file headers only.
@@ -305,24 +331,40 @@ def verify(out: Path, against: Path | None, blocks: int, seed: int, **machine: A
 
 @main.command(epilog=_METHODS_EXAMPLES)
 @click.argument("name", required=False)
+@click.option("--on", "model", metavar="MODEL", help="Say what NAME would cost on the shapes of this checkpoint; reads headers only.")
+@click.option("--experts", type=click.IntRange(1), metavar="N", help="Experts for --on. Default: three, or what NAME takes.")
+@click.option("--memory", "-m", metavar="SIZE", help="Budget for --on. Default: half of the free memory.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="A table to read, or data.")
-def methods(name: str | None, form: str) -> None:
-    """List the merge methods, or say all about method NAME."""
+def methods(name: str | None, model: str | None, experts: int | None, memory: str | None, form: str) -> None:
+    """List the merge methods by family, or say all about method NAME."""
+    from plait.method_text import as_data
     from plait.ops.method import methods as known_methods
     from plait.ops.method import nearest
     from plait.ops.method import steps as known_steps
-    from plait.show import method_json, show_method, show_methods
+    from plait.show_methods import show_cost, show_method, show_methods
 
     known = {**known_methods(), **known_steps()}
     if name is not None and name not in known:
         raise PlaitError(f"no merge method called {name!r}{nearest(name, known)}; `plait methods` lists them")
-    chosen = [known[name]] if name else list(known.values())
+    if model is not None and name is None:
+        raise PlaitError("--on needs the name of a method: `plait methods NAME --on MODEL`")
+    trial = None
+    if name is not None and model is not None:
+        from plait.api import Options
+        from plait.trial import trial_plan
+
+        trial = trial_plan(known[name], model, experts, Options(memory=memory))
     if form == "json":
-        click.echo(json.dumps([method_json(m) for m in chosen], indent=1))
+        found = [as_data(m) for m in ([known[name]] if name else known.values())]
+        if trial is not None:
+            found[0]["on"] = {"model": model, "experts": trial[1], **asdict(trial[0].prediction)}
+        click.echo(json.dumps(found, indent=1))
     elif name:
         show_method(known[name])
+        if trial is not None:
+            show_cost(trial[0], str(model), trial[1])
     else:
-        show_methods(chosen)
+        show_methods(list(known.values()))
 
 
 @main.command(epilog=_INSPECT_EXAMPLES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from plait.engine.events import Report
+from plait.engine.events import CacheUse, Report
 from plait.planner.header_text import printable
 from plait.planner.schedule import size
 
@@ -17,7 +17,22 @@ def sentences(out: Path, report: Report) -> list[str]:
     rate = (report.bytes_read + report.bytes_written) / max(report.seconds, 1e-9)
     done = f"{printable(str(out))}: {size(report.bytes_written)} written, {size(report.bytes_read)} read in {report.seconds:.1f} s ({size(rate)}/s)"
     again = f"{report.gpu_retries} tasks that a GPU had no memory for were done again; a smaller --gpu-memory plans for less there"
-    return [*([resumed] if report.bytes_resumed else []), done, *nonfinite_lines(report), *([again] if report.gpu_retries else [])]
+    lines = [*([resumed] if report.bytes_resumed else []), done, *cache_lines(report.cache), *nonfinite_lines(report)]
+    return [*lines, *([again] if report.gpu_retries else [])]
+
+
+def cache_lines(use: CacheUse | None) -> list[str]:
+    """What a result cache did for a run; nothing where there was none."""
+    if use is None:
+        return []
+    told = [f"cache: {use.hits} results found, {use.stored} stored ({size(use.stored_bytes)})"]
+    if use.spared_passes or use.spared_bytes:
+        told[0] += f"; {use.spared_passes} passes and {size(use.spared_bytes)} of reading spared"
+    if use.damaged:
+        told.append(f"cache: {use.damaged} entries were damaged; they were computed again and the files removed ({use.trouble})")
+    elif use.trouble:
+        told.append(f"cache: {use.trouble}")
+    return told
 
 
 def nonfinite_lines(report: Report) -> list[str]:

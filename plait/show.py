@@ -1,100 +1,20 @@
-"""Tables for the terminal: the catalogue of methods and a checkpoint's summary."""
+"""Tables for the terminal: a checkpoint's summary, and what a cache of results holds."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from plait.ops.method import Method, Param
+from plait.planner.explain import duration
 from plait.planner.header_text import printable
 from plait.planner.schedule import size
 from plait.planner.types import Checkpoint
 
-_BASE = {"required": "needed", "optional": "optional", "unused": "none"}
-
-
-def method_json(method: Method) -> dict[str, Any]:
-    """A method as data."""
-    least, most = method.experts
-    return {
-        "name": method.name,
-        "family": method.family,
-        "summary": method.summary,
-        "base": method.base,
-        "experts": {"least": least, "most": most},
-        "kinds": list(method.kinds),
-        "source": method.source,
-        "step": method.is_step,
-        "statistics": [{"name": s.name, "kind": s.kind, "doc": s.doc} for s in method.statistics],
-        "parameters": [
-            {
-                "name": p.name,
-                "python": p.keyword,
-                "type": p.type.__name__,
-                "default": list(p.default) if isinstance(p.default, tuple) else p.default,
-                "per_expert": p.per_expert,
-                "required": p.required,
-                "low": p.low,
-                "high": p.high,
-                "choices": list(p.choices),
-                "doc": p.doc,
-            }
-            for p in method.params
-        ],
-    }
-
-
-def show_methods(methods: list[Method]) -> None:
-    """The catalogue."""
-    table = Table(box=None, pad_edge=False)
-    for heading in ("method", "base", "experts", "runs as", "what it does"):
-        table.add_column(heading, no_wrap=heading != "what it does")
-    for m in sorted(methods, key=lambda m: (m.is_step, m.family, m.name)):
-        least, most = m.experts
-        count = f"{least}" if least == most else f"{least}+" if most is None else f"{least}-{most}"
-        table.add_row(m.name + (" (step)" if m.is_step else ""), _BASE[m.base], count, ", ".join(m.kinds), m.summary)
-    console = Console(highlight=False)
-    console.print(table)
-    console.print("\n`plait methods NAME` says more. map, fold and rows work is streamed; whole needs one tensor at a time in memory.", style="dim")
-
-
-def show_method(method: Method) -> None:
-    """One method in full."""
-    console = Console(highlight=False)
-    console.print(f"[bold]{method.name}[/]  {method.family}" + ("  (a step after any merge)" if method.is_step else ""))
-    console.print(method.doc, markup=False)
-    console.print(f"\nsource: {method.source}\nruns as: {', '.join(method.kinds)}; base: {_BASE[method.base]}", markup=False)
-    for s in method.statistics:
-        what = "a checkpoint beside each model" if s.kind == "tensors" else "a JSON file beside each model"
-        console.print(f"{s.name}: PATH, {what}. {s.doc}", markup=False)
-    if not method.params:
-        return
-    table = Table(box=None, pad_edge=False, title_justify="left")
-    for heading in ("parameter", "default", "values", "where", "what it does"):
-        table.add_column(heading, no_wrap=heading == "parameter")
-    for p in method.params:
-        table.add_row(p.name, _default(p), _values(p), "each model" if p.per_expert else "merge", p.doc)
-    console.print()
-    console.print(table)
-    if method.is_step:
-        console.print(f"\nsteps:\n  - method: {method.name}", markup=False)
-
-
-def _default(p: Param) -> str:
-    if p.required:
-        return "required"
-    return "-" if p.default is None or p.default == () else str(p.default).lower() if isinstance(p.default, bool) else str(p.default)
-
-
-def _values(p: Param) -> str:
-    if p.choices:
-        return " | ".join(p.choices)
-    if p.low is not None or p.high is not None:
-        return f"{p.low:g} to {p.high:g}" if p.low is not None and p.high is not None else f"{p.low:g} or more" if p.low is not None else f"at most {p.high:g}"
-    return {"float": "number", "int": "whole number", "bool": "true | false", "str": "word", "list": "names"}[p.type.__name__]
+if TYPE_CHECKING:
+    from plait.engine.survey import Survey
 
 
 def show_checkpoint(name: str, summary: dict[str, Any], listed: Checkpoint | None) -> None:
@@ -135,3 +55,30 @@ def _plain(key: str, value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return printable(", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))
+
+
+def show_cache(found: Survey, removed: int, damaged: list[str]) -> None:
+    """What a result cache holds, and what was removed from it."""
+    console = Console(highlight=False)
+    for line in damaged:
+        console.print(f"damaged and removed: {printable(line)}", markup=False, soft_wrap=True)
+    if removed:
+        console.print(f"{size(removed)} removed", markup=False)
+    console.print(f"{found.path}: {found.entries} results, {size(found.nbytes)}", markup=False, soft_wrap=True)
+    if found.partial_bytes:
+        console.print(f"{size(found.partial_bytes)} more are being written, or were left by a run that was killed (--check removes them)", markup=False)
+    if found.odd:
+        console.print(f"{found.odd} files are damaged (--check removes them)", markup=False)
+    if not found.kinds:
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("op", "results", "bytes", "uses", "last used", "oldest", "worth"):
+        table.add_column(heading, justify="left" if heading == "op" else "right")
+    for op, kind in found.kinds.items():
+        row = (f"{kind.entries:,}", size(kind.nbytes), f"{kind.hits:,}", f"{_age(kind.youngest_s)} ago", f"{_age(kind.oldest_s)} ago", duration(kind.seconds))
+        table.add_row(escape(printable(op)), *row)
+    console.print(table)
+
+
+def _age(seconds: float) -> str:
+    return f"{seconds / 86400:.0f} days" if seconds >= 2 * 86400 else duration(seconds)

@@ -93,7 +93,7 @@ def sample_starts(stage: Stage, numel: int, pieces: int = SAMPLE_PIECES, piece: 
 
 def seen_whole(program: Program, stage: Stage) -> bool:
     """Whether a stage only takes order statistics of a tensor so small that its sample is all of it: then the sample decides, and no pass is run."""
-    only = bool(stage.folds) and not stage.keeps and not stage.store and not stage.scopes and not stage.wholes
+    only = stage.origin is None and bool(stage.folds) and not stage.keeps and not stage.store and not stage.scopes and not stage.wholes
     small = program.numel <= SEEN_WHOLE and block_elements(stage, program.numel) >= program.numel > 0
     return only and small and all(program.nodes[i].op == "kth_magnitude" for i in stage.folds)
 
@@ -102,7 +102,7 @@ def checked_loads(program: Program, stage: Stage) -> tuple[int, ...]:
     """Inputs that are looked through for infinity and NaN in this stage's pass: those that no earlier pass reads."""
     seen: set[int] = set()
     for other in program.stages:
-        if other == stage:
+        if other == (stage.origin or stage):
             return () if seen_whole(program, stage) else tuple(i for i in stage.loads if i not in seen)
         if not seen_whole(program, other):
             seen.update(other.loads)

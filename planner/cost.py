@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 from plait.ops.dtypes import BY_CODE
+from plait.ops.wholes import WHOLES, is_view
 from plait.planner.blocks import COARSE, FINE, SPARSE_LIMIT, aligned, block_count, block_elements, sample_starts, seen_whole, strips
+from plait.planner.liveness import moments
 from plait.planner.program import Node, Program, Stage, scope_of
 
 _SPARSE_BYTES = 2 * SPARSE_LIMIT * 8
@@ -14,15 +16,8 @@ _SPARSE_BYTES = 2 * SPARSE_LIMIT * 8
 _MANY_NUMBERS, _SOLVER_VECTORS = 64, 8
 
 
-def _polar_workspace(node: Node) -> int:
-    from plait.ops.kernels.polar import polar_workspace_bytes
-
-    rows, columns = node.shape
-    return polar_workspace_bytes(rows, columns, "full" if node.param("rank_policy") == "full" else "numerical", threads=os.cpu_count() or 1)
-
-
-#: Bytes that a whole op needs beside its float32 input and output.
-WORKSPACE: dict[str, Callable[[Node], int]] = {"polar": _polar_workspace, "hold": lambda node: 0}
+#: Bytes that a whole op needs beside its float32 inputs and results.
+WORKSPACE: dict[str, Callable[[Node], int]] = {name: op.workspace for name, op in WHOLES.items()}
 
 
 def numel(shape: tuple[int, ...]) -> int:
@@ -75,7 +70,7 @@ def distinct_stages(programs: Sequence[Program]) -> list[tuple[Program, Stage]]:
     """One stage of each structure."""
     found: dict[object, tuple[Program, Stage]] = {}
     for program in programs:
-        for stage in program.stages:
+        for stage in filter(attrgetter("has_pass"), program.stages):
             ops = tuple((program.nodes[i].op, program.nodes[i].inputs, program.nodes[i].param("storage")) for i in (*stage.loads, *stage.compute, *stage.folds))
             found.setdefault((ops, stage.keeps, stage.store and program.dtype), (program, stage))
     return list(found.values())
@@ -91,15 +86,6 @@ def recounts(program: Program, stage: Stage) -> bool:
     return bool(selects(program, stage)) and not seen_whole(program, stage)
 
 
-def last_use(program: Program, node: int) -> int:
-    """Last stage that reads a whole result, or in which the whole op that takes it runs."""
-    last = 0
-    for number, stage in enumerate(program.stages):
-        if node in stage.residents or any(node in program.nodes[w].inputs for w in stage.wholes):
-            last = number
-    return last
-
-
 def component_bytes(program: Program, *, workspace: bool = True) -> int:
     """Peak bytes that a component holds beside its workers' buffers: histograms, tensors held whole, workspaces.
 
@@ -107,20 +93,27 @@ def component_bytes(program: Program, *, workspace: bool = True) -> int:
         program: what the component runs.
         workspace: count what its whole ops need on the CPU; False where they run on a GPU and nothing is kept free for doing them again here.
     """
+    if not any(stage.keeps or stage.wholes for stage in program.stages):
+        return max((_counting_bytes(program, stage) for stage in program.stages), default=0)
     peak = 0
-    for number, stage in enumerate(program.stages):
-        held = 0
-        for earlier in program.stages[: number + 1]:
-            held += sum(tensor_bytes(program.nodes[i]) for i in earlier.keeps if _keep_until(program, i) >= number)
-        for earlier in program.stages[:number]:
-            held += sum(tensor_bytes(program.nodes[w]) for w in earlier.wholes if program.nodes[w].op != "hold" and last_use(program, w) >= number)
-        folds = sum(_partials_bytes(program, stage, i) for i in stage.folds) + _vector_bytes(program)
-        found = len(selects(program, stage))
-        histograms = found * ((COARSE + FINE) * 8 + _SPARSE_BYTES * block_count(stage, program.numel))
-        histograms = max(histograms, _sampling_bytes(program, stage, found))  # the sample is gone when counting begins
-        working = max((workspace * WORKSPACE[program.nodes[w].op](program.nodes[w]) + _result_bytes(program.nodes[w]) for w in stage.wholes), default=0)
-        peak = max(peak, held + max(folds + histograms, working))
+    for moment in moments(program):
+        node = program.nodes[moment.node]
+        working = _counting_bytes(program, program.stages[moment.stage]) if moment.node < 0 else workspace * needs_bytes(node)
+        peak = max(peak, moment.held_bytes + working)
     return peak
+
+
+def needs_bytes(node: Node) -> int:
+    """Workspace of a whole op on the CPU; a view needs none."""
+    return 0 if is_view(node.op, node) else WORKSPACE[node.op](node)
+
+
+def _counting_bytes(program: Program, stage: Stage) -> int:
+    """Partial sums and histograms of a pass."""
+    folds = sum(_partials_bytes(program, stage, i) for i in stage.folds) + _vector_bytes(program)
+    found = len(selects(program, stage))
+    histograms = found * ((COARSE + FINE) * 8 + _SPARSE_BYTES * block_count(stage, program.numel))
+    return folds + max(histograms, _sampling_bytes(program, stage, found))  # the sample is gone when counting begins
 
 
 def _partials_bytes(program: Program, stage: Stage, fold: int) -> int:
@@ -141,17 +134,3 @@ def _sampling_bytes(program: Program, stage: Stage, found: int) -> int:
     """A sample for each order statistic, and what sorting one of them takes beside it."""
     starts, piece = sample_starts(stage, program.numel)
     return (found + 4) * 4 * piece * len(starts) if found else 0
-
-
-def _result_bytes(node: Node) -> int:
-    return 0 if node.op == "hold" else tensor_bytes(node)
-
-
-def _keep_until(program: Program, node: int) -> int:
-    """Stage after which a kept tensor is no longer needed; a held one lives on as its own result."""
-    last = 0
-    for number, stage in enumerate(program.stages):
-        for w in stage.wholes:
-            if node in program.nodes[w].inputs:
-                last = max(last, last_use(program, w) if program.nodes[w].op == "hold" else number)
-    return last

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 from plait.ops.dtypes import BY_CODE
 from plait.ops.op import NUMBER_FOLDS
-from plait.planner.blocks import COARSE, FINE, block_elements
-from plait.planner.cost import WORKSPACE, tensor_bytes
+from plait.ops.wholes import is_view, sizes
+from plait.planner.blocks import COARSE, FINE, aligned, block_elements
+from plait.planner.cost import WORKSPACE, numel
+from plait.planner.liveness import result_bytes
 from plait.planner.program import Node, Program, Stage, data_inputs
 
 #: Elements that sums in float64 are formed of at a time.
@@ -22,6 +24,8 @@ FOLD_PIECE = 1 << 16
 _WORKER_SLACK, _GAPS = 32 << 20, 0.25
 #: The same for a whole op, with workspaces of the linear algebra libraries.
 _WHOLE_SLACK = 96 << 20
+#: Whole ops that call the device's solver.
+_SOLVED = frozenset(("polar", "svd", "joint_svd"))
 #: Bytes an element takes while it lives, by the result type of its op; row-wise values are float64, one a row.
 _LIVING = {"float32": 4, "bool": 1, "uint32": 4, "int32": 4, "int64": 8}
 #: Bytes an element that an op takes only while it runs, beside converted operands and its result.
@@ -161,9 +165,13 @@ def device_worker_bytes(programs: Sequence[Program]) -> int:
 
 
 def device_whole_bytes(node: Node) -> int:
-    """What a whole op needs on a GPU: the matrix, its result, the workspace, and one more square matrix for the device's solver."""
-    short = min(node.shape)
-    return 2 * tensor_bytes(node) + WORKSPACE[node.op](node) + 8 * short * short + _WHOLE_SLACK
+    """What a whole op needs on a GPU: matrices and results, the workspace, and one more square matrix for the device's solver."""
+    if is_view(node.op, node):
+        return 0
+    shapes = sizes(node)
+    short = 0 if node.op not in _SOLVED else node.shape[1] if node.op == "joint_svd" else min(shapes[0], default=0)
+    held = sum(aligned(4 * numel(shape)) for shape in shapes) + result_bytes(node)
+    return held + WORKSPACE[node.op](node) + 8 * short * short + _WHOLE_SLACK
 
 
 def spread(budgets: Sequence[int], nbytes: int, count: int) -> tuple[list[int], int]:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from plait.ops.wholes import is_view
 from plait.planner.cost import component_bytes, input_bytes, output_bytes, selects, stage_read_bytes
 from plait.planner.expressions import used_inputs
 from plait.planner.plan import Component, Plan
-from plait.planner.program import Program, Stage, scope_of
+from plait.planner.program import Node, Program, Stage, scope_of
 from plait.planner.residency import ASKED, CHEAPER, KEPT, NO_ROOM, slab_bytes
 from plait.planner.schedule import size
 
@@ -100,11 +101,24 @@ def _stage(program: Program, stage: Stage, number: int) -> str:
     maps = sum(1 for i in stage.compute if nodes[i].kind == "map")
     if stage.store:
         words.append(f"map of {maps} ops" if maps else "cast")
-    elif stage.keeps and not stage.wholes:
+    elif stage.keeps and all(is_view(nodes[w].op, nodes[w]) and nodes[w].op != "hold" for w in stage.wholes):
         words.append("kept whole")
-    for w in stage.wholes:
-        words.append(f"whole: {nodes[w].op}" if nodes[w].op != "hold" else "held")
+    words += _whole_words(nodes, stage)
     return f"pass {number + 1}: {', '.join(words)}"
+
+
+def _whole_words(nodes: Sequence[Node], stage: Stage) -> list[str]:
+    """The whole ops of a stage, equal ones counted; views of memory are left out."""
+    found: dict[str, int] = {}
+    for w in stage.wholes:
+        node = nodes[w]
+        if node.op == "hold":
+            found["held"] = found.get("held", 0) + 1
+        elif not is_view(node.op, node):
+            name = f"{node.op} (fast)" if node.param("accuracy") == "fast" else node.op
+            name = f"whole: {name}{' again' if node.param('again') else ''}"
+            found[name] = found.get(name, 0) + 1
+    return [f"{count} x {name}" if count > 1 else name for name, count in found.items()]
 
 
 def to_tree(plan: Plan) -> Tree:
@@ -125,7 +139,7 @@ def to_tree(plan: Plan) -> Tree:
     extra = f" (+ up to {size(p.bytes_read_extra)} where a sample mispredicts a threshold)" if p.bytes_read_extra else ""
     need.add(f"reads        {size(p.bytes_read)}{extra}, every input at most {_times(p.passes)}")
     need.add(f"writes       {size(p.bytes_written)}" + (f", {size(p.bytes_copied)} of it copied undecoded" if p.bytes_copied else ""))
-    for line in _times_taken(plan):
+    for line in [*_times_taken(plan), *_cached(plan)]:
         need.add(line)
     need.add(f"runs on      {_backend(plan)}")
     need.add(f"maps on      {_maps(plan)}")
@@ -153,6 +167,24 @@ def _times_taken(plan: Plan) -> list[str]:
         lines.append(f"             {duration(timing.first_run_s)} more where its kernels are not compiled yet")
     if not timing.measured:
         lines.append("             time estimated with default rates; run `plait bench machine`")
+    return lines
+
+
+def _cached(plan: Plan) -> list[str]:
+    """What the result cache may save; the figures above are those of a run without it."""
+    found = plan.outlook
+    if found is None:
+        return []
+    if not found.results:
+        return ["cache        nothing here is worth keeping: it is computed as fast as it is read"]
+    if found.hits:
+        lines = [
+            f"cache        {found.hits} of {found.results} results are there: about {duration(found.spared_s)} and {size(found.spared_bytes)} of reading less"
+        ]
+    else:
+        lines = [f"cache        none of {found.results} results are there yet"]
+    if found.stored_bytes:
+        lines.append(f"             this run adds up to {size(found.stored_bytes)} of at most {size(found.limit_bytes)}")
     return lines
 
 

@@ -2,6 +2,7 @@
 
 Jobs that differ only in which stored tensors they read share a *signature*, and so one program. Building
 and lowering an expression is the costly part of planning; binding it to another layer's tensors is not.
+Methods that look at names have a signature a tensor; where they make the same expression of two, it is lowered once.
 """
 
 from __future__ import annotations
@@ -127,18 +128,23 @@ def compile_specs(specs: Sequence[OutputSpec]) -> tuple[list[Program], list[int]
     """
     programs: list[Program] = []
     known: dict[Hashable, int] = {}
+    roots: dict[Hashable, int] = {}  # expressions of different names are often the same
     numbers: list[int] = []
     problems: dict[str, str] = {}
     for spec in specs:
         number = known.get(spec.signature)
         if number is None:
-            number = known[spec.signature] = len(programs)
             try:
-                programs.append(_program(spec))
+                leaves = tuple([load(("slot", i), ref.shape, ref.dtype) for i, ref in enumerate(spec.leaves)])
+                expression = (_root(spec, leaves), spec.dtype, leaves)
+                number = roots.get(expression)
+                if number is None:
+                    programs.append(_program(*expression))
+                    number = roots[expression] = len(programs) - 1
+                known[spec.signature] = number
             except ValueError as error:
                 where = f"{spec.origin}: " if spec.origin else ""
                 problems.setdefault(str(error), f"{where}{error} (first met at tensor {spec.name})")
-                del known[spec.signature]
                 number = -1
         numbers.append(number)
     if problems:
@@ -146,12 +152,15 @@ def compile_specs(specs: Sequence[OutputSpec]) -> tuple[list[Program], list[int]
     return programs, numbers
 
 
-def _program(spec: OutputSpec) -> Program:
-    leaves = [leaf_of(ref) for ref in spec.leaves]
+def _root(spec: OutputSpec, leaves: Sequence[LazyTensor]) -> LazyTensor:
     root = spec.build(leaves)
     if root.space != "tensor":
         raise ValueError("the expression gives numbers, not a tensor")
-    program = lower(root, spec.dtype, leaves)
+    return root
+
+
+def _program(root: LazyTensor, dtype: str, leaves: Sequence[LazyTensor]) -> Program:
+    program = lower(root, dtype, leaves)
     if os.environ.get("PLAIT_VERIFY"):
         verify(program)
     return program

@@ -45,6 +45,7 @@ def verify(program: Program) -> None:
         raise _fault("its nodes are not in topological order")
     if program.copy is not None or 0 in program.shape:
         return
+    kept: set[int] = set()
     done: set[int] = {i for i, node in enumerate(program.nodes) if node.op in ("const", "solve")}
     for number, stage in enumerate(program.stages):
         here = {*stage.loads, *stage.residents}
@@ -60,7 +61,14 @@ def verify(program: Program) -> None:
         twice = done & {*stage.folds, *stage.wholes}
         if twice:
             raise _fault(f"node {min(twice)} ends a second time in stage {number}")
-        done |= {*stage.folds, *stage.wholes}
+        done |= {*stage.folds}
+        for w in stage.wholes:
+            small = _small_ready(program, done)
+            lost = [j for j in program.nodes[w].inputs if not (j in done or j in stage.keeps or j in kept or j in small)]
+            if lost:
+                raise _fault(f"the whole op {program.nodes[w].op} lacks node {lost[0]} ({program.nodes[lost[0]].op})")
+            done |= {w, *(i for i, n in enumerate(program.nodes) if n.op == "part" and n.inputs == (w,))}
+        kept |= set(stage.keeps)
     if [stage.store for stage in program.stages] != [False] * (len(program.stages) - 1) + [True]:
         raise _fault("not exactly the last stage stores the result")
 

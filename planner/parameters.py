@@ -7,12 +7,14 @@ rule does, the parameter's default. That is mergekit's precedence, since no matc
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from plait.ops.method import Method, Param, nearest
 from plait.planner import yaml_source as ys
+from plait.planner.name_file import read_names
 from plait.planner.types import Mark
 
 Level = Literal["model", "slice", "recipe", "step"]
@@ -134,7 +136,8 @@ def _plain(node: ys.Node) -> Any:
 
 def _checked(mark: Mark, value: Any, param: Param, problems: ys.Problems) -> Any:
     try:
-        return param.check(value)
+        checked = param.check(value)
+        return read_names(checked, near=os.path.dirname(mark.file)) if param.reads and checked is not None else checked
     except ValueError as error:
         problems.add(mark, str(error))
     except OverflowError:

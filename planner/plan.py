@@ -90,6 +90,62 @@ class Prediction:
     seconds: float = 0.0
 
 
+class Result(NamedTuple):
+    """A value of a program that is worth keeping on disk.
+
+    Attributes:
+        node: its node.
+        entries: files that it takes: one, or one for each matrix of a decomposition.
+        nbytes: of its matrices; 0 for a few numbers.
+        seconds: predicted, to compute it again with the part of the pass before it.
+        reading_s: predicted, to read it from a disk.
+    """
+
+    node: int
+    entries: int
+    nbytes: int
+    seconds: float
+    reading_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """What a result cache keeps of a program, and what that costs to compute.
+
+    Attributes:
+        results: values that are kept.
+        pass_s: seconds of each pass.
+        whole_s: nodes of ops on whole tensors, with the seconds of each.
+    """
+
+    results: tuple[Result, ...]
+    pass_s: tuple[float, ...]
+    whole_s: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a result cache may save a run that begins now; the prediction stays that of a run without it.
+
+    Attributes:
+        folder: of the cache.
+        limit_bytes: its size.
+        results: values of the plan that are kept.
+        hits: of them, values that are there.
+        spared_bytes: of inputs that need not be read.
+        spared_s: seconds saved.
+        stored_bytes: what the others would add.
+    """
+
+    folder: str
+    limit_bytes: int
+    results: int
+    hits: int
+    spared_bytes: int
+    spared_s: float
+    stored_bytes: int
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Everything the engine needs, and everything a person wants to know first.
@@ -115,6 +171,8 @@ class Plan:
         notes: what the user should know.
         timing: what the predicted seconds are made of.
         residency: for each program what becomes of its inputs between passes, in the words of `planner/residency.py`.
+        keeping: for each program what a result cache keeps; empty where the run has none.
+        outlook: what the cache may save; None where it was not looked into.
     """
 
     title: str
@@ -137,6 +195,8 @@ class Plan:
     gpu_budget_bytes: tuple[int, ...] = field(default=())
     gpu_worker_bytes: int = 0
     lean: tuple[int, ...] = field(default=())
+    keeping: tuple[Keeping, ...] = field(default=())
+    outlook: Outlook | None = None
 
     def program_of(self, component: Component) -> Program:
         """The program that a component runs."""
@@ -184,6 +244,7 @@ class Plan:
             "prediction": asdict(p),
             "timing": {**asdict(self.timing), "seconds": self.timing.seconds},
             "residency": list(self.residency),
+            "cache": None if self.outlook is None else asdict(self.outlook),
             "sweeps": self.sweeps,
             "scopes": [asdict(s) for s in self.scopes],
             "notes": list(self.notes),

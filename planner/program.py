@@ -7,10 +7,12 @@ stage reads again. Which stage a node belongs to follows from the graph alone:
 
     load, literal        ready before stage 0
     map, rows            ready in the latest stage among its inputs
-    fold, whole          ready one stage after its input (the count that a rank is taken of may come with it)
+    fold                 ready one stage after its input (the count that a rank is taken of may come with it)
+    whole                ready one stage after its input; after a whole op or from small values of the same stage, in that stage
     small                ready with its inputs
 
-Maps are recomputed in every stage that needs them: they cost less than keeping a tensor.
+Maps are recomputed in every stage that needs them: they cost less than keeping a tensor. Where whole ops meet model-wide statistics,
+stages of one sweep over the model all come before those of the next, and whole results are recomputed (`planner/rewrites.py`).
 A program depends on shapes, dtypes and parameters, not on names, so all layers share one.
 """
 
@@ -20,8 +22,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from plait.ops.op import HOLD, OPS
-from plait.ops.tensor import LazyTensor, elementwise
+from plait.ops.op import OPS
+from plait.ops.tensor import LazyTensor
+from plait.planner.rewrites import separate_sweeps, split_row_lengths, topological
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +63,10 @@ class Stage:
         keeps: nodes written whole into memory, for the whole ops that follow.
         store: the root is written to the output.
         row_length: elements of a row, where rows take part (rows nodes, folds by rows or columns, places in them); else 0.
-        wholes: whole nodes that run after the pass.
+        wholes: whole nodes that run after the pass, in this order.
         scopes: model-wide statistics that this stage adds to.
         waits: model-wide statistics that must be complete before it starts.
+        origin: the stage of a program that this is a part of; None for that itself, and for one that only looks at values.
     """
 
     loads: tuple[int, ...]
@@ -75,6 +79,12 @@ class Stage:
     wholes: tuple[int, ...]
     scopes: tuple[str, ...]
     waits: tuple[str, ...]
+    origin: Stage | None = None
+
+    @property
+    def has_pass(self) -> bool:
+        """Whether anything is done block by block; else only whole ops run."""
+        return bool(self.folds or self.keeps or self.store)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,62 +125,6 @@ class Program:
         return count
 
 
-def topological(root: LazyTensor) -> list[LazyTensor]:
-    """Every node below `root`, inputs first, each once."""
-    order: list[LazyTensor] = []
-    seen: set[LazyTensor] = set()
-    stack: list[tuple[LazyTensor, bool]] = [(root, False)]
-    while stack:
-        node, done = stack.pop()
-        if done:
-            order.append(node)
-        elif node not in seen:
-            seen.add(node)
-            stack.append((node, True))
-            stack.extend((i, False) for i in reversed(node.inputs) if i not in seen)
-    return order
-
-
-def split_row_lengths(root: LazyTensor) -> LazyTensor:
-    """Hold what rows of another length computed, so that each stage works with rows of one length.
-
-    Only convolutions under two row-wise methods need this: rows along the last axis for one, of an output channel for the other.
-    """
-    made: dict[LazyTensor, tuple[LazyTensor, frozenset[int]]] = {}
-    for node in topological(root):
-        inputs = [made[i] for i in node.inputs]
-        counted = node.op.kind == "fold" and node.param("row_length") is not None  # folds by columns and rows
-        apart = (node.space == "small" and not counted) or node.op.kind == "whole" or node.op.name == "random_bits"  # takes no row of its inputs
-        lengths = frozenset[int]() if apart else frozenset[int]().union(*(r for _, r in inputs))
-        if node.op.kind == "rows" or node.param("row_length") is not None:
-            lengths |= {node.param("row_length")}
-        new = [n for n, _ in inputs]
-        if len(lengths) > 1:
-            chosen = _kept_length(node, inputs)
-            new = [_hold(n) if n.space == "tensor" and r - {chosen} else n for n, r in inputs]
-            lengths = frozenset({chosen})
-        same = tuple(new) == node.inputs
-        node_new = node if same else LazyTensor(node.op, tuple(new), node.params, shape=node.shape, dtype=node.dtype, space=node.space)
-        made[node] = (node_new, frozenset() if node.space == "small" else lengths)
-    return made[root][0]
-
-
-def _kept_length(node: LazyTensor, inputs: Sequence[tuple[LazyTensor, frozenset[int]]]) -> int:
-    """Row length of the pass that computes `node`: its own, else that of an input which cannot be held (a mask, a row's value), else the longest."""
-    if node.param("row_length") is not None:
-        return int(node.param("row_length"))
-    tied = {length for n, lengths in inputs if n.space == "row" or n.dtype != "float32" for length in lengths}
-    return max(tied or {length for _, lengths in inputs for length in lengths})
-
-
-def _hold(node: LazyTensor) -> LazyTensor:
-    if node.dtype == "bool":
-        return elementwise("gt", _hold(elementwise("where", node, 1.0, 0.0)), 0.0)
-    if node.dtype != "float32":
-        raise ValueError(f"whole numbers cannot be carried between rows of two lengths over {list(node.shape)}: write the inner merge out first")
-    return LazyTensor(HOLD, (node,), shape=node.shape, dtype="float32", space="tensor")
-
-
 def lower(root: LazyTensor, dtype: str, leaves: Sequence[LazyTensor]) -> Program:
     """The program that computes `root` and stores it as `dtype`.
 
@@ -179,7 +133,7 @@ def lower(root: LazyTensor, dtype: str, leaves: Sequence[LazyTensor]) -> Program
         dtype: storage code of the output.
         leaves: the load nodes that instances bind, in order; those that the expression no longer needs are not read.
     """
-    root = split_row_lengths(root)
+    root = split_row_lengths(separate_sweeps(root))
     order = topological(root)
     index = {node: i for i, node in enumerate(order)}
     slot_of = {leaf: s for s, leaf in enumerate(leaves)}
@@ -190,6 +144,7 @@ def lower(root: LazyTensor, dtype: str, leaves: Sequence[LazyTensor]) -> Program
     if root.op.name == "load" and root.param("storage") == dtype:
         copy = slot_of[root]
     stages = () if copy is not None or 0 in root.shape else _stages(nodes)
+    _check_ties(nodes, needed)
     streams = tuple(i for i, n in enumerate(nodes) if n.op == "random_bits")
     storages = tuple(leaf.param("storage") for leaf in leaves)
     return Program(nodes, slots, storages, streams, stages, root.shape, dtype, copy)
@@ -200,9 +155,17 @@ def _node(n: LazyTensor, index: dict[LazyTensor, int], slot_of: dict[LazyTensor,
     return Node(n.op.name, tuple(index[i] for i in n.inputs), params, n.shape, n.dtype, n.space)
 
 
+def _check_ties(nodes: Sequence[Node], needed: set[int]) -> None:
+    """Ties of a model-wide threshold are looked for again after its sweep, when whole results are gone."""
+    for i in needed:
+        wide = nodes[i].op == "kth_magnitude" and scope_of(nodes[i]) != "" and nodes[i].param("ties") == "first"
+        if wide and any(nodes[j].kind == "whole" for j in _closure(nodes, nodes[i].inputs)):
+            raise ValueError("a model-wide threshold over results of whole-tensor ops keeps all ties: set keep: threshold, or scope: tensor")
+
+
 def data_inputs(node: Node) -> tuple[int, ...]:
-    """Inputs whose values the node needs: a random stream takes only the name of its input."""
-    return () if node.op == "random_bits" else node.inputs
+    """Inputs whose values the node needs: a random stream takes only the name of its input, `later` waits for all but its first."""
+    return () if node.op == "random_bits" else node.inputs[:1] if node.op == "later" else node.inputs
 
 
 def _data_nodes(nodes: Sequence[Node]) -> set[int]:
@@ -213,16 +176,45 @@ def _data_nodes(nodes: Sequence[Node]) -> set[int]:
     return needed
 
 
+def _levels(nodes: Sequence[Node], needed: set[int]) -> dict[int, int]:
+    """The sweep over the model, counted within this program, in which each node is computed; all 0 where no whole op takes part."""
+    if not any(nodes[i].kind == "whole" for i in needed):
+        return dict.fromkeys(needed, 0)
+    level: dict[int, int] = {}
+    for i in sorted(needed):
+        level[i] = max((level[j] + bool(scope_of(nodes[j])) for j in _order_inputs(nodes[i]) if j in level), default=0)
+    return level
+
+
+def _order_inputs(node: Node) -> tuple[int, ...]:
+    """Inputs that must be known before the node is computed."""
+    return () if node.op == "random_bits" else node.inputs
+
+
 def _ready(nodes: Sequence[Node], needed: set[int]) -> dict[int, int]:
     """For each node the first stage in which its value can be used."""
-    ready: dict[int, int] = {}
-    for i, node in enumerate(nodes):
-        if i in needed:
-            latest = max((ready[j] for j in data_inputs(node)), default=0)
-            ready[i] = latest + 1 if node.kind == "whole" else latest
+    level, ready, floor = _levels(nodes, needed), dict[int, int](), 0
+    for current in range(max(level.values(), default=0) + 1):
+        for i in sorted(j for j in needed if level[j] == current):
+            node = nodes[i]
+            if node.kind == "whole":
+                after = max([floor, *(_known_after(nodes, j, ready) for j in node.inputs)])
+                ready[i] = ready[node.inputs[0]] if node.op == "part" else after + 1
+                continue
+            latest = max((ready[j] for j in _order_inputs(node) if j in ready), default=0)
             if node.kind == "fold":  # its small input is asked for when the pass is over
-                ready[i] = max(latest, 1 + max(ready[j] for j in node.inputs if nodes[j].space != "small"))
+                begins = max([floor if current else 0, *(ready[j] for j in node.inputs if nodes[j].space != "small")])
+                ready[i] = max(latest, begins + 1)
+            else:
+                ready[i] = latest if node.space == "small" else max(latest, floor if current else 0)
+        floor = max((ready[i] for i in ready if nodes[i].kind in ("fold", "whole")), default=0)
     return ready
+
+
+def _known_after(nodes: Sequence[Node], i: int, ready: dict[int, int]) -> int:
+    """The stage after whose pass a whole op has its input `i`: a tensor is kept in it, numbers and whole results are there at its end."""
+    there = nodes[i].space == "small" or nodes[i].kind == "whole"
+    return max(0, ready[i] - there)
 
 
 def _closure(nodes: Sequence[Node], targets: Iterable[int]) -> set[int]:
@@ -248,9 +240,8 @@ def _stages(nodes: Sequence[Node]) -> tuple[Stage, ...]:
 def _stage(nodes: Sequence[Node], needed: set[int], ready: dict[int, int], number: int, *, last: bool) -> Stage:
     ending = [i for i in sorted(needed) if nodes[i].kind in ("fold", "whole") and ready[i] == number + 1]
     folds = [i for i in ending if nodes[i].kind == "fold"]
-    wholes = [i for i in ending if nodes[i].kind == "whole"]
-    # a whole op's tensor inputs are kept as soon as they can be, even when its numbers come later
-    keeps = sorted({j for i in needed if nodes[i].kind == "whole" for j in nodes[i].inputs if nodes[j].space == "tensor" and ready[j] == number})
+    wholes = [i for i in ending if nodes[i].kind == "whole" and nodes[i].op != "part"]
+    keeps = sorted(j for j, first in _kept(nodes, needed, ready).items() if first == number)
     targets = [j for i in folds for j in nodes[i].inputs] + keeps + ([len(nodes) - 1] if last else [])
     closure = _closure(nodes, targets)
     compute = sorted(i for i in closure if nodes[i].kind in ("map", "rows"))
@@ -258,7 +249,7 @@ def _stage(nodes: Sequence[Node], needed: set[int], ready: dict[int, int], numbe
     if len(lengths) > 1:
         what = " and ".join(str(length) for length in sorted(lengths))
         raise ValueError(f"rows of {what} elements would have to be worked on in one pass over {list(nodes[-1].shape)}: write the inner merge out first")
-    small = _small_below(nodes, compute + folds)
+    small = _small_below(nodes, compute + folds + wholes)
     return Stage(
         loads=tuple(sorted(i for i in closure if nodes[i].kind == "load")),
         residents=tuple(sorted(i for i in closure if nodes[i].kind == "whole")),
@@ -273,6 +264,17 @@ def _stage(nodes: Sequence[Node], needed: set[int], ready: dict[int, int], numbe
     )
 
 
+def _kept(nodes: Sequence[Node], needed: set[int], ready: dict[int, int]) -> dict[int, int]:
+    """The tensors that whole ops see entire, each with the stage of its first use."""
+    kept: dict[int, int] = {}
+    for i in needed:
+        if nodes[i].kind == "whole":
+            for j in nodes[i].inputs:
+                if nodes[j].space == "tensor" and nodes[j].kind != "whole":
+                    kept[j] = min(ready[i] - 1, kept.get(j, ready[i]))
+    return kept
+
+
 def probe_stage(program: Program, stage: Stage, nodes: tuple[int, ...]) -> Stage:
     """A stage like `stage` that only computes some tensor nodes and keeps them, block by block."""
     closure = _closure(program.nodes, nodes)
@@ -282,10 +284,20 @@ def probe_stage(program: Program, stage: Stage, nodes: tuple[int, ...]) -> Stage
     return replace(stage, loads=loads, residents=residents, compute=compute, folds=(), keeps=nodes, store=False, wholes=(), scopes=())
 
 
+def part_of_stage(program: Program, stage: Stage, folds: tuple[int, ...], keeps: tuple[int, ...], wholes: tuple[int, ...]) -> Stage:
+    """A stage like `stage` that ends in some of its folds, kept tensors and whole ops alone, and reads what they need; they get the same bits."""
+    nodes = program.nodes
+    below = _closure(nodes, [*(j for i in folds for j in nodes[i].inputs), *keeps])
+    loads, residents = (tuple(sorted(i for i in below if nodes[i].kind == kind)) for kind in ("load", "whole"))
+    compute = tuple(sorted(i for i in below if nodes[i].kind in ("map", "rows")))
+    scopes = tuple(sorted({scope_of(nodes[i]) for i in folds} - {""}))
+    return replace(stage, loads=loads, residents=residents, compute=compute, folds=folds, keeps=keeps, wholes=wholes, scopes=scopes, origin=stage)
+
+
 def _small_below(nodes: Sequence[Node], indices: Iterable[int]) -> set[int]:
     """Small nodes that the given nodes use, directly or through other small nodes."""
     found: set[int] = set()
-    stack = [j for i in indices for j in nodes[i].inputs if nodes[j].space == "small"]
+    stack = [j for i in indices for j in nodes[i].inputs if nodes[j].space == "small"]  # those that `later` waits for, too
     while stack:
         i = stack.pop()
         if i not in found:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from plait.ops.errors import BudgetTooSmall, PlanError
+from plait.ops.wholes import VIEWS, is_view
 from plait.planner.blocks import COARSE, FINE, PAGE, SCOPE_PIECE, SCOPE_PIECES, SPARSE_LIMIT, stage_buffers
 from plait.planner.cost import (
     component_bytes,
@@ -17,16 +18,19 @@ from plait.planner.cost import (
     looking_bytes,
     output_bytes,
     recounts,
+    selects,
     stage_read_bytes,
 )
 from plait.planner.device_cost import device_block_bytes, device_whole_bytes, device_worker_bytes, spread
 from plait.planner.expressions import OutputSpec, compile_specs
-from plait.planner.plan import Component, Plan, Prediction, Scope
+from plait.planner.plan import Component, Keeping, Plan, Prediction, Scope
 from plait.planner.program import Program
 from plait.planner.rates import DEFAULT_RATES, Rates
 from plait.planner.residency import KEPT, residency, slab_bytes
-from plait.planner.timing import Setting, Timing, predict_seconds
+from plait.planner.reuse import keeping
+from plait.planner.timing import Setting, Timing, predict_seconds, reads_from_disk
 from plait.planner.types import FileIdentity, Layout
+from plait.planner.whole_notes import whole_notes
 
 MIB = 1 << 20
 # Private memory of a running merge that no block or tensor accounts for, measured above the imports (benchmarks/memory_70b.py):
@@ -34,6 +38,7 @@ RUNTIME_BYTES = 4 * MIB  #: thread stacks, the plan, LLVM's linker
 KERNEL_BYTES = MIB // 8  #: each kernel that is loaded; compiling happens in processes of its own
 WHOLE_BYTES = 32 * MIB  #: thread pools and workspaces of torch's linear algebra
 _PER_COMPONENT = 6 * 1024
+CACHE_BYTES = 2 * MIB  #: a result cache: what it knows of its entries while it makes room, small results on their way
 #: The sample of the whole model that foresees one model-wide threshold, with what sorting it takes.
 _SCOPE_SAMPLE_BYTES = 4 * MIB
 #: Passes more, at most, where the digit of an order statistic is not foreseen.
@@ -58,6 +63,7 @@ class Resources:
         free_memory_bytes: memory that is free, for the page cache beside what the plan needs; None where that is not known.
         residency: whether inputs stay in memory between passes: `auto`, `keep` or `reread`.
         maps: where streamed work runs, `cpu` or `cuda`.
+        cache_bytes: size of the result cache; 0 where there is none.
     """
 
     memory_bytes: int
@@ -69,6 +75,7 @@ class Resources:
     free_memory_bytes: int | None = None
     residency: str = "auto"
     maps: str = "cpu"
+    cache_bytes: int = 0
 
 
 def make_plan(title: str, specs: Sequence[OutputSpec], layout: Layout, files: Sequence[FileIdentity], resources: Resources, notes: Sequence[str] = ()) -> Plan:
@@ -108,7 +115,7 @@ def make_plan(title: str, specs: Sequence[OutputSpec], layout: Layout, files: Se
         memory.workers,
         resources.memory_bytes,
         prediction,
-        (*notes, *gpu_notes),
+        (*notes, *gpu_notes, *whole_notes(programs, counts)),
         on_gpu,
         timing,
         stays,
@@ -116,7 +123,16 @@ def make_plan(title: str, specs: Sequence[OutputSpec], layout: Layout, files: Se
         resources.gpu_memory_bytes if on_gpu or resources.maps == "cuda" else (),
         device_worker_bytes(programs) if resources.maps == "cuda" else 0,
         memory.lean,
+        _keeping(programs, counts, setting, resources.cache_bytes),
     )
+
+
+def _keeping(programs: Sequence[Program], counts: Mapping[int, int], setting: Setting, limit: int) -> tuple[Keeping, ...]:
+    """What a result cache keeps of each program."""
+    if not limit:
+        return ()
+    cold = reads_from_disk(programs, counts, setting)
+    return tuple(keeping(p, n, setting, limit, cold=cold) for n, p in enumerate(programs))
 
 
 def _seated(programs: Sequence[Program], components: Sequence[Component], resources: Resources) -> Resources:
@@ -145,7 +161,7 @@ def _gpu_programs(programs: Sequence[Program], resources: Resources) -> tuple[tu
     """Programs whose whole ops fit the GPU, and a word on those that do not."""
     if resources.device != "cuda":
         return (), []
-    wholes = {n: [p.nodes[w] for s in p.stages for w in s.wholes if p.nodes[w].op != "hold"] for n, p in enumerate(programs)}
+    wholes = {n: [p.nodes[w] for s in p.stages for w in s.wholes if not is_view(p.nodes[w].op, p.nodes[w])] for n, p in enumerate(programs)}
     needs = {n: max(map(device_whole_bytes, ws)) for n, ws in wholes.items() if ws}
     taken = device_worker_bytes(programs) if resources.maps == "cuda" else 0
     room = max(spread(resources.gpu_memory_bytes, taken, resources.workers)[0], default=0)
@@ -200,8 +216,6 @@ def _scopes(programs: Sequence[Program], components: Sequence[Component]) -> tup
                         after[key] = sweep
                         changed = True
     _check_scopes(after)
-    if after and any(stage.wholes for program in programs for stage in program.stages):
-        raise PlanError("a model-wide statistic and an op on whole tensors cannot stand in one merge: write the inner merge out first, or set scope: tensor")
     numel = dict.fromkeys(after, 0)
     for component in components:
         program = programs[component.program]
@@ -264,6 +278,7 @@ def _fit(programs: Sequence[Program], components: Sequence[Component], resources
     values = max((device_block_bytes(p, s) for p in programs for s in p.stages), default=0) if interpreted else 0
     arena, state = worker_bytes(programs) + values, max(states, default=0)
     runtime = runtime_bytes(programs, resources.backend) + _PER_COMPONENT * len(components) + _scope_bytes(programs, components)
+    runtime += CACHE_BYTES if resources.cache_bytes else 0
     minimum = runtime + arena + state
     heaviest = max(range(len(programs)), key=lambda i: arenas[i] + states[i], default=0)
     task = next((c for c in components if c.program == heaviest), None)
@@ -293,7 +308,7 @@ def _scope_bytes(programs: Sequence[Program], components: Sequence[Component]) -
 
 def runtime_bytes(programs: Sequence[Program], backend: str) -> int:
     """What the program itself takes while it runs these programs; the interpreter brings torch instead of kernels."""
-    wholes = any(program.nodes[w].op != "hold" for program in programs for stage in program.stages for w in stage.wholes)
+    wholes = any(program.nodes[w].op not in VIEWS for program in programs for stage in program.stages for w in stage.wholes)
     kernels = KERNEL_BYTES * kernel_count(programs) if backend == "numba" else WHOLE_BYTES
     return RUNTIME_BYTES + kernels + (WHOLE_BYTES if wholes else 0)
 
@@ -325,8 +340,15 @@ def _moved(p: Program, keep_inputs: bool) -> _Moved:
         return _Moved(input_bytes(p), 0, written, 0, 1)
     reads = [stage_read_bytes(p, s) for s in p.stages]
     looks = [looking_bytes(p, s) for s in p.stages]
-    extra = sum(ties for _, ties in looks) + sum(_RECOUNTS * r for r, s in zip(reads, p.stages, strict=True) if recounts(p, s))
+    again = _read_again(p)
+    extra = sum(ties for _, ties in looks) + sum(_RECOUNTS * max(r, again) for r, s in zip(reads, p.stages, strict=True) if recounts(p, s))
     return _Moved(sum(reads) + sum(sample for sample, _ in looks), extra, written, 0, sum(1 for s in p.stages if s.loads))
+
+
+def _read_again(p: Program) -> int:
+    """Bytes read to make whole results once more, where a model-wide threshold over them was not foreseen."""
+    over = any(s.scopes and s.residents and selects(p, s) for s in p.stages)
+    return sum(stage_read_bytes(p, s) for s in p.stages) if over else 0
 
 
 def _predict(programs: Sequence[Program], keeps: Sequence[bool], components: Sequence[Component], memory: _Memory, timing: Timing) -> Prediction:

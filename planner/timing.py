@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from plait.ops.op import OPS
+from plait.ops.wholes import WHOLES, is_view
 from plait.planner.blocks import block_count, block_elements, sample_starts
 from plait.planner.cost import distinct_stages, input_bytes, kernel_count, output_bytes, recounts, selects, stage_read_bytes
 from plait.planner.program import Node, Program, Stage, data_inputs
@@ -28,14 +29,8 @@ _SEARCH_COUNTS = 2.0
 _COMPILE_EXTRA = {"exp": 1.0, "tanh": 2.0, "kth_magnitude": 4.0, "row_rank": 2.0, "random_bits": 1.0}
 
 
-def _polar_flops(node: Node) -> float:
-    short, long = sorted(node.shape)
-    # two products along the long side; the decomposition runs at a fraction of the speed of products, which its factors allow for
-    return 4.0 * short * short * long + (100.0 if node.param("rank_policy") == "full" else 20.0) * short**3
-
-
-#: Work of an op on a whole tensor, as float64 operations at the speed of a product of large matrices.
-WHOLE_FLOPS: dict[str, Callable[[Node], float]] = {"polar": _polar_flops, "hold": lambda node: 0.0}
+#: Work of an op on whole tensors, as float64 operations at the speed of a product of large matrices.
+WHOLE_FLOPS: dict[str, Callable[[Node], float]] = {name: op.flops for name, op in WHOLES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,9 +215,24 @@ def _component_work(number: int, program: Program, keep: bool, cold: bool, setti
     for stage in program.stages:
         work.computing += _stage_seconds(program, stage, setting) * (rates.interpreter_factor if setting.backend == "torch" else 1.0)
         work.units += block_count(stage, program.numel) + (len(sample_starts(stage, program.numel)[0]) if selects(program, stage) else 0)
-        flops = sum(WHOLE_FLOPS[program.nodes[w].op](program.nodes[w]) for w in stage.wholes)
-        work.whole += flops / (rates.gpu_flops_s if number in setting.on_gpu else rates.whole_flops_s)
+        work.whole += sum(whole_seconds(program.nodes[w], number, setting) for w in stage.wholes)
     return work
+
+
+def whole_seconds(node: Node, number: int, setting: Setting) -> float:
+    """Seconds of an op on a whole tensor of program `number`, where it is planned to run."""
+    if is_view(node.op, node):
+        return 0.0
+    return WHOLE_FLOPS[node.op](node) / (setting.rates.gpu_flops_s if number in setting.on_gpu else setting.rates.whole_flops_s)
+
+
+def pass_seconds(program: Program, stage: Stage, setting: Setting, *, cold: bool) -> float:
+    """Wall seconds of one pass that reads its inputs anew: read and computed by all workers, or as fast as a disk gives them."""
+    nbytes = stage_read_bytes(program, stage)
+    threads = setting.threads
+    reading = nbytes / min(threads * setting.rates.read_thread_bytes_s, setting.rates.read_bytes_s)
+    computing = _stage_seconds(program, stage, setting) * (setting.rates.interpreter_factor if setting.backend == "torch" else 1.0) / threads
+    return max(reading + computing, nbytes / setting.rates.cold_read_bytes_s if cold else 0.0)
 
 
 def _stage_seconds(program: Program, stage: Stage, setting: Setting) -> float:

@@ -22,7 +22,7 @@ from plait.ops.method import methods, steps
 from support import tiny
 from support.stored import read_folder
 
-COMMANDS = ("merge", "plan", "methods", "inspect", "demo")
+COMMANDS = ("merge", "plan", "methods", "inspect", "demo", "cache")
 
 
 def run(*arguments: str, width: int = 80) -> Result:

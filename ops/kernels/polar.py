@@ -8,14 +8,30 @@ A Gram matrix squares the condition number κ = σ_1 / σ_min of the directions 
 eps64 · κ². Directions with σ <= tol · σ_1, tol = max(m, n) · eps32, are rounding noise of float32 and are
 left out, so κ <= 1 / tol and the estimate is at most `ERROR_LIMIT` for every matrix with a side of 500 or
 more. Only smaller matrices can exceed it; those are decomposed by SVD in float64, which costs nothing.
+
+Large matrices on the CPU are multiplied in float32 where that is harmless: rounding costs about 3e-7 times
+rms(σ) · rms(1/σ) over the directions that it concerns. The strongest and the weakest are taken out of the matrix and
+multiplied in float64 until that product is `_SPREAD`; as a rule they are few.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from plait.ops.errors import KernelError
+from plait.ops.kernels.gram import (
+    add_columns,
+    block_buffer,
+    block_columns,
+    blocks,
+    eigh,
+    library_bytes,
+    mirror,
+    new_gram,
+    not_finite,
+    require_finite,
+    svd64_bytes,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -26,10 +42,11 @@ _EPS32, _EPS64 = 2.0**-23, 2.0**-52
 #: Largest estimated relative error of the Gram route before SVD takes over.
 ERROR_LIMIT = 1e-6
 _GRAM_FACTOR = 16.0  # with κ up to 1e6 the measured error is below 0.1 · eps64 · κ²; the rest is margin
-_BLOCK_BYTES = 4 << 20
 _SVD_SIDE = 512
-# packing buffers of the matrix library, measured with 1 to 8 threads
-_SLACK_BYTES, _THREAD_BYTES = 4 << 20, 3 << 20
+# float32 products pay from this side on, and where at most this part of the directions wants float64
+_NARROW_SIDE, _NARROW_COLUMNS, _WIDE_PART = 256, 256, 0.3
+_SPREAD = 2.0
+_STRONG_PARTS = 64, 32, 16, 8  # parts of the directions that may count as strong
 
 
 def polar(
@@ -82,79 +99,110 @@ def polar_workspace_bytes(m: int, n: int, rank_policy: RankPolicy = "numerical",
         threads: torch's threads on the CPU; each has buffers of its own.
     """
     short, long = sorted((m, n))
-    blocks = 2 * 8 * short * _block_columns(short, long)
-    # G, its eigenvectors, and LAPACK's dsyevd, which wants two more
-    gram = 4 * 8 * short * short + blocks
-    # the matrix in float64, LAPACK's copy and Vh; U and dgesdd's work
-    svd = 8 * (3 * short * long + 7 * short * short)
-    slack = _SLACK_BYTES + _THREAD_BYTES * threads
+    block = 8 * short * block_columns(short, max(short, long))
+    # G, its eigenvectors, and LAPACK's dsyevd, which wants two more; or a block beside G; or eigenvectors, their scaled part, the factor and a block;
+    # or eigenvectors, factor, block and product
+    gram = max(32 * short * short, 24 * short * short + block, 16 * short * short + 2 * block)
+    svd = svd64_bytes(short, long)
+    slack = library_bytes(short, threads)
     if rank_policy == "full":
         return svd + slack
     return max(gram, svd if long < _SVD_SIDE else 0) + slack
 
 
-def _block_columns(short: int, long: int) -> int:
-    return min(long, max(256, _BLOCK_BYTES // (8 * short)))
-
-
-def _blocks(source: torch.Tensor, device: torch.device) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Float64 blocks of columns, in order, each in the same buffer: a fresh one a block would fragment the heap."""
-    import torch
-
-    short, long = source.shape
-    columns = _block_columns(short, long)
-    buffer = torch.empty(short * columns, dtype=torch.float64, device=device)
-    for start in range(0, long, columns):
-        part = slice(start, min(long, start + columns))
-        block = buffer[: short * (part.stop - start)].view(short, -1)
-        yield part, block.copy_(source[:, part])
+def polar_flops(m: int, n: int, rank_policy: RankPolicy = "numerical") -> float:
+    """Time of `polar` as float64 operations at the speed of a product of large matrices; LAPACK's by what was measured on 2 cores."""
+    short, long = sorted((m, n))
+    if rank_policy == "full" or long < _SVD_SIDE:
+        return 2.0 * short * short * long + 100.0 * short**3
+    # Gram matrix and factor by half, the product in float32 or, on a GPU and for many weak directions, in float64
+    return 3.2 * short * short * long + 18.2 * short**3
 
 
 def _polar_short(source: torch.Tensor, target: torch.Tensor, device: torch.device, *, full: bool) -> int:
     """Polar factor of `[short, long]`, written to `target`; returns the rank kept."""
-    import torch
-
     short, long = source.shape
     if full:
         return _by_svd(source, target, device, tolerance=0.0)
     tolerance = long * _EPS32
-    values, vectors = torch.linalg.eigh(_gram(source, device))
+    gram = add_columns(new_gram(short, device), source)
+    require_finite(gram, tuple(source.shape), "polar factor")
+    values, vectors = eigh(gram, tuple(source.shape))
+    del gram
     largest = float(values[-1])
     if largest <= 0.0:
         target.zero_()
         return 0
-    kept = values > tolerance**2 * largest
-    rank = int(kept.sum())
+    rank = int((values > tolerance**2 * largest).sum())
     kappa_squared = largest / float(values[short - rank])
     if _GRAM_FACTOR * _EPS64 * kappa_squared > ERROR_LIMIT:
         return _by_svd(source, target, device, tolerance=tolerance)
-    basis = vectors[:, short - rank :]
-    factor = (basis * values[short - rank :].rsqrt()) @ basis.T
-    del vectors, basis
-    buffer = torch.empty(short * _block_columns(short, long), dtype=torch.float64, device=device)
-    for part, block in _blocks(source, device):
-        product = buffer[: block.numel()].view_as(block)
-        target[:, part] = torch.mm(factor, block, out=product)
+    scales, basis = values[short - rank :].rsqrt(), vectors[:, short - rank :]
+    del vectors
+    weak, strong = _exceptions(values[short - rank :])
+    if device.type == "cpu" and short >= _NARROW_SIDE and weak + strong <= _WIDE_PART * rank:
+        _multiply_narrow(source, target, basis, scales, weak, strong)
+    else:
+        _multiply_wide(source, target, (basis * scales) @ basis.T, device)
     return rank
 
 
-def _gram(source: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Float64 `[short, short]` Gram matrix, added up over blocks of the long side in order."""
+def _exceptions(values: torch.Tensor) -> tuple[int, int]:
+    """How many of the smallest and of the largest of ascending eigenvalues to leave out, few, so that the others are `_SPREAD` or less apart."""
     import torch
 
-    short = source.shape[0]
-    gram = torch.zeros((short, short), dtype=torch.float64, device=device)
-    for _, block in _blocks(source, device):
-        gram.addmm_(block, block.T)
-    _require_finite(gram.diagonal(), source.shape)
-    return gram
+    rank, best = len(values), (len(values), 0)
+    below = torch.cat([values.new_zeros(1), values.cumsum(0)])
+    inverse = torch.cat([values.reciprocal().flip(0).cumsum(0).flip(0), values.new_zeros(1)])
+    for strong in (0, *(rank // part for part in _STRONG_PARTS)):
+        end = rank - strong
+        weak = torch.arange(end + 1, device=values.device)
+        count = (end - weak).clamp_min(1)
+        spread = (below[end] - below[: end + 1]) * (inverse[: end + 1] - inverse[end]) / count**2
+        fits = (spread <= _SPREAD**2).nonzero()
+        if len(fits) and int(fits[0]) + strong < sum(best):
+            best = int(fits[0]), strong
+    return best
+
+
+def _multiply_wide(source: torch.Tensor, target: torch.Tensor, factor: torch.Tensor, device: torch.device) -> None:
+    """target = factor · source in float64, by blocks."""
+    import torch
+
+    short, long = source.shape
+    buffer = block_buffer(short, long, device)
+    for part, block in blocks(source, device):
+        target[:, part] = torch.mm(factor, block, out=buffer[: block.numel()].view_as(block))
+
+
+def _multiply_narrow(source: torch.Tensor, target: torch.Tensor, basis: torch.Tensor, scales: torch.Tensor, weak: int, strong: int) -> None:
+    """target = basis · diag(scales) · basisᵀ · source on the CPU, in float32 but for the `weak` first and `strong` last directions, by blocks."""
+    import torch
+
+    short, long = source.shape
+    end = len(scales) - strong
+    half = basis[:, weak:end] * scales[weak:end].sqrt()
+    factor = mirror(add_columns(new_gram(short), half)).to(torch.float32)
+    del half
+    near = torch.cat([basis[:, :weak], basis[:, end:]], dim=1)
+    far, weights = near.T.contiguous(), torch.cat([scales[:weak], scales[end:]])[:, None]
+    for start in range(0, long, _NARROW_COLUMNS):
+        part = slice(start, start + _NARROW_COLUMNS)
+        if not len(weights):
+            target[:, part] = factor @ source[:, part]
+            continue
+        block = source[:, part].to(torch.float64)
+        parts = far @ block
+        rest = block.addmm_(near, parts, alpha=-1).to(torch.float32)
+        target[:, part] = (factor @ rest).add_(near @ parts.mul_(weights))
 
 
 def _by_svd(source: torch.Tensor, target: torch.Tensor, device: torch.device, *, tolerance: float) -> int:
     import torch
 
     wide = source.to(device, torch.float64)
-    _require_finite(wide, source.shape)
+    if not bool(wide.isfinite().all()):
+        raise not_finite(tuple(source.shape), "polar factor")
     u, s, vh = torch.linalg.svd(wide, full_matrices=False)
     del wide
     if float(s[0]) == 0.0:
@@ -163,8 +211,3 @@ def _by_svd(source: torch.Tensor, target: torch.Tensor, device: torch.device, *,
     rank = int((s > tolerance * s[0]).sum()) if tolerance else len(s)
     target.copy_(u[:, :rank] @ vh[:rank])
     return rank
-
-
-def _require_finite(values: torch.Tensor, shape: tuple[int, ...]) -> None:
-    if not bool(values.isfinite().all()):
-        raise KernelError(f"a matrix of {shape[0]} x {shape[1]} (short side first) holds NaN or infinity, so it has no polar factor", shape=tuple(shape))

@@ -22,6 +22,14 @@ def linear(t: MergeInputs, *, weight: tuple[float, ...], normalize: bool = True)
     """Weighted average of the models.
 
     theta = sum_i w_i theta_i / sum_i w_i, every tensor alike. A model of weight 0 is not read.
+
+    Idea:
+        Models fine-tuned from one base with other data or other seeds lie in one valley of the loss; their mean lies lower in it.
+    Differs:
+        - mergekit computes in the recipe's dtype, bfloat16 mostly; here sums are float32 and rounded once.
+        - mergekit divides by a sum of weights of zero and writes NaN; here it is refused.
+    Caveats:
+        - Models that were not fine-tuned from one base average to noise.
     """
     if not normalize:
         return weighted_sum(t.experts, weight) or 0.0 * t.experts[0]
@@ -48,6 +56,9 @@ def passthrough(t: MergeInputs, *, scale: tuple[float | None, ...] = (None,)) ->
     """One model's tensors as they are, for stacking layers.
 
     theta = s theta_1. Without a scale, and without a change of dtype, the stored bytes are copied unread.
+
+    Caveats:
+        - Stacked layers need training, or luck: the output of a layer is not the input that a later one was trained on.
     """
     return t.experts[0] if scale[0] is None else t.experts[0] * scale[0]
 

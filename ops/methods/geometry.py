@@ -41,6 +41,15 @@ def slerp(t_in: MergeInputs, *, t: float) -> LazyTensor:
 
     theta = [sin((1-t) w) a + sin(t w) b] / sin w, with w the angle between the flattened tensors a (base) and b; the tensors
     themselves are combined, not their unit vectors. Linear where |cos w| > 0.9995.
+
+    Idea:
+        The straight line between two models of one norm runs through models of a smaller one; the great circle does not.
+    Differs:
+        - mergekit takes norms and cosine in float32 on the CPU; here they are exact float64 sums, and the two factors are applied in one pass.
+    Caveats:
+        - Fine-tuned models of one base are nearly parallel: most tensors are interpolated linearly.
+    Example:
+        t: 0.4
     """
     a, b = t_in.origin, t_in.experts[0]
     if t == 0.0 or t == 1.0:
@@ -78,6 +87,13 @@ def model_stock(t: MergeInputs, *, filter_wise: bool = False, clamp: bool = Fals
     """Pull the experts' mean towards the base by the angle between their task vectors.
 
     theta = r mean(theta_i) + (1-r) theta_0 with r = K c / (1 + (K-1) c), c the mean pairwise cosine of the K task vectors.
+
+    Idea:
+        Fine-tuned weights lie on a shell around an unknown centre; the angle between two of them tells how far their mean is from it.
+    Differs:
+        - mergekit clamps products of norms at 1e-6, which shrinks the cosine of tensors that hardly changed; here only zero task vectors are left out.
+    Caveats:
+        - Experts that oppose each other give a ratio below 0 and extrapolate away from them; `clamp` gives the base instead.
     """
     count = len(t.experts)
     c = _mean_cosine(t.deltas, filter_wise, angle_mean)

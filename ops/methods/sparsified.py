@@ -108,6 +108,17 @@ def dare_linear(
     """Drop elements of each task vector at random, rescale, add.
 
     delta_i <- m_i delta_i / d_i with m_i ~ Bernoulli(d_i); theta = theta_0 + lambda sum_i w_i delta_i.
+
+    Idea:
+        Changes of fine-tuning are redundant: drop nine tenths at random, scale up the rest, and a model does the same; fewer collide when added.
+    Differs:
+        - mergekit restores each tensor's L1 norm instead of dividing by the density (`rescale_by: l1`).
+        - Masks of reference codes depend on the order of tensors and on the device; here on seed, model, tensor and element alone.
+    Caveats:
+        - Experts that changed much, by continued pretraining for example, suffer from a low density.
+    Example:
+        weight: 0.5
+        density: 0.3
     """
     chosen = _voters(t, weight, density)
     return _sum(t, [drop(t, i, d, seed, rescale, rescale_by) for i, _w, d in chosen], [w for _, w, _ in chosen], lam, normalize)
@@ -130,6 +141,13 @@ def dare_ties(
     """Drop elements of each task vector at random, rescale, then elect signs as TIES does.
 
     delta_i as in `dare_linear`; then the elected sign and the sum (or mean) of the changes that agree.
+
+    Differs:
+        - mergekit restores each tensor's L1 norm instead of dividing by the density (`rescale_by: l1`).
+        - FusionBench trims by magnitude after dropping; here, as in mergekit, dropping takes the place of trimming.
+    Example:
+        weight: 0.5
+        density: 0.3
     """
     chosen = _voters(t, weight, density)
     return _vote(t, [drop(t, i, d, seed, rescale, rescale_by) for i, _w, d in chosen], [w for _, w, _ in chosen], lam, normalize, elect)
@@ -154,6 +172,18 @@ def della(
 
     The keep probability runs linearly with the rank of |delta| in its row from d - epsilon to d + epsilon; survivors are divided
     by their own; then sign election and mean as in TIES.
+
+    Idea:
+        Dropping at random keeps a model's skill; dropping small changes more often keeps more of it.
+    Differs:
+        - mergekit restores each tensor's L1 norm instead of dividing each element by its own probability (`rescale_by: l1`).
+        - mergekit ranks in bfloat16, where 4096 ranks become 768, and divides by zero in rows of one element; here ranks are exact and such a row keeps d.
+    Caveats:
+        - `epsilon` is the half-width, as in mergekit; the paper's window is twice that.
+    Example:
+        weight: 0.5
+        density: 0.4
+        epsilon: 0.1
     """
     chosen = _voters(t, weight, density)
     deltas = [rank_drop(t, i, d, epsilon[i], seed, rescale, rescale_by) for i, _w, d in chosen]
@@ -174,7 +204,15 @@ def della_linear(
     seed: int = 0,
     **_: object,
 ) -> LazyTensor:
-    """DELLA's magnitude-ranked dropping without the election of signs."""
+    """DELLA's magnitude-ranked dropping without the election of signs.
+
+    delta_i as in `della`; theta = theta_0 + lambda sum_i w_i delta_i.
+
+    Example:
+        weight: 0.5
+        density: 0.4
+        epsilon: 0.1
+    """
     chosen = _voters(t, weight, density)
     deltas = [rank_drop(t, i, d, epsilon[i], seed, rescale, rescale_by) for i, _w, d in chosen]
     return _sum(t, deltas, [w for _, w, _ in chosen], lam, normalize)

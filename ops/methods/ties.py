@@ -56,6 +56,16 @@ def task_arithmetic(t: MergeInputs, *, weight: tuple[float, ...], lam: float = 1
 
     theta = theta_0 + lambda sum_i w_i (theta_i - theta_0), divided by sum_i w_i where `normalize` is set. A negative weight
     forgets a task.
+
+    Idea:
+        What fine-tuning added to the weights is the skill; skills add up, and can be taken away.
+    Differs:
+        - mergekit forms task vectors in the recipe's dtype; in bfloat16 a small change may be lost before it is scaled.
+    Caveats:
+        - The more experts, the smaller lambda has to be.
+    Example:
+        weight: 1.0
+        lambda: 0.4
     """
     share = sum(weight) if normalize else 1.0
     share = share if abs(share) >= 1e-8 else 1.0
@@ -103,8 +113,17 @@ def ties(
     delta_i loses all but its largest magnitudes; sigma = sign(sum_i w_i delta_i); theta = theta_0 + lambda times the weighted
     mean of those delta_i whose sign is sigma.
 
-    The defaults are mergekit's. The paper's algorithm: density 0.2, scope global, zero_sign majority, equal weights. The paper's code to the
-    last element: the same with keep threshold, which keeps one element more and every tie of the last.
+    Idea:
+        Most changes of fine-tuning are small and do nothing but disturb; of the large ones, those that pull against the majority disturb the others.
+    Differs:
+        - The defaults are mergekit's. The paper's algorithm: density 0.2, scope global, zero_sign majority, equal weights.
+        - The paper's code keeps one element more than it says, and every tie (`keep: threshold`); mergekit keeps any of the ties, here the first.
+        - mergekit finds thresholds in the recipe's dtype; here they are exact in float32, floor(density * n) with density as the decimal it is.
+    Caveats:
+        - `density: 1` trims nothing, and then no threshold is taken.
+    Example:
+        weight: 1.0
+        density: 0.2
     """
     voters = [i for i, w in enumerate(weight) if w != 0.0]
     scopes = [f"{label}" if scope == "global" else "" for label in t.labels]
@@ -114,14 +133,21 @@ def ties(
     return add_delta(t.origin, ballot.merge(trimmed, weights), lam)
 
 
-def trim(delta: LazyTensor, density: float, scope: str = "", keep: str = "exact", rescale: bool = False) -> LazyTensor:
-    """Zero all but the largest magnitudes of a task vector; density 1 keeps it whole, 0 nothing."""
+def trim(delta: LazyTensor, density: float, scope: str = "", keep: str = "exact", rescale: bool = False, among: LazyTensor | None = None) -> LazyTensor:
+    """Zero all but the largest magnitudes of a task vector, of `among` elements where only so many count; density 1 keeps it whole, 0 nothing."""
     if density >= 1.0:
         return delta
     if density <= 0.0:
         return 0.0 * delta
-    kept = where(top(delta, density, scope=scope, ties="first" if keep == "exact" else "all"), delta, 0.0)
+    kept = where(top(delta, density, scope=scope, ties="first" if keep == "exact" else "all", among=among), delta, 0.0)
     return same_l1(kept, delta) if rescale else kept
+
+
+def trim_mask(x: LazyTensor, by: LazyTensor, density: float, scope: str = "") -> LazyTensor:
+    """`x` where `by` is among its own largest magnitudes, ties included, else 0."""
+    if density >= 1.0:
+        return x
+    return where(top(by, density, scope=scope, ties="all"), x, 0.0) if density > 0.0 else 0.0 * x
 
 
 def same_l1(sparse: LazyTensor, dense: LazyTensor) -> LazyTensor:

@@ -68,6 +68,14 @@ def texts(models: list[Path]) -> dict[str, str]:
         "pcb": tiny.recipe("pcb", experts, base=base, parameters={"ratio": 0.3}),
         "localize_stitch": tiny.recipe("localize_stitch", experts, base=base),
         "widen": tiny.recipe("widen", experts, base=base),
+        "iso_cts": tiny.recipe("iso_cts", experts, base=base),
+        "tsv_m": tiny.recipe("tsv_m", experts, base=base, each={"weight": 1.0}),
+        "star": tiny.recipe("star", experts, base=base),
+        "knots": tiny.recipe("knots", experts, base=base, parameters={"topk": 40.0, "scope": "global"}),
+        "drm": tiny.recipe("drm", experts, base=base),
+        "opcm": tiny.recipe("opcm", experts, base=base),
+        "doge_ta": tiny.recipe("doge_ta", experts, base=base, parameters={"steps": 3}),
+        "svc": tiny.recipe("linear", experts, each={"weight": 1.0}, steps=[{"method": "svc", "base_model": str(base)}]),
     }
     for norm in ("L1", "L2", "Linf"):
         step = {"method": "magic_wsc", "base_model": str(base), "parameters": {"norm": norm}}
@@ -141,7 +149,8 @@ def test_there_is_a_recipe_for_every_method_and_step(folder: Path):
     """A method that is added must be compared too."""
     found = {json.loads((folder / "BF16" / f"{name}.yml").read_text())["merge_method"] for name in NAMES}
     assert found == METHODS.keys()
-    assert {"magic_wsc"} == STEPS.keys()
+    used = {step["method"] for name in NAMES for step in json.loads((folder / "BF16" / f"{name}.yml").read_text()).get("steps", [])}
+    assert used == STEPS.keys()
 
 
 @pytest.mark.parametrize("name", ["ties", "slerp", "model_stock_rows"])

@@ -1,0 +1,40 @@
+"""The most private memory that one call takes, sampled in a fresh process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+needs_rss_anon = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RssAnon is read from /proc")
+
+_MEASURE = """
+import json, sys, threading, time
+import torch
+def anonymous():
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) * 1024 for line in f if line.startswith("RssAnon"))
+torch.set_num_threads(1)
+{setup}
+base = peak = anonymous()
+done = threading.Event()
+def watch():
+    global peak
+    while not done.is_set():
+        peak = max(peak, anonymous())
+        time.sleep(0.0005)
+watcher = threading.Thread(target=watch)
+watcher.start()
+result = {work}
+done.set()
+watcher.join()
+print(json.dumps(peak - base))
+"""
+
+
+def measured_bytes(setup: str, work: str) -> int:
+    """Growth of private memory at its peak during `work`, an expression, after the statements of `setup`; torch is imported and has one thread."""
+    done = subprocess.run([sys.executable, "-c", _MEASURE.format(setup=setup, work=work)], capture_output=True, text=True, check=True)
+    return int(json.loads(done.stdout))

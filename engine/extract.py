@@ -126,13 +126,14 @@ def extract(
     """
     found = Extracted(excluded=targets.excluded, missing=targets.missing)
     modules = {t.module for t in targets.wanted if t.kind in ("matrix", "conv")}
+    biased = {t.module for t in targets.wanted if t.kind == "bias"}
     for target in written_order(targets.wanted, settings.dtype):
         if stop is not None and stop.is_set():
             raise Stopped("stopped as asked; nothing was published")
         if target.kind in ("matrix", "conv"):
             _factor(target, settings, folder, reader, progress, found, transposed=transposed)
         else:
-            _keep(target, modules, settings, folder, reader, progress, found)
+            _keep(target, modules, biased, settings, folder, reader, progress, found)
     if not found.factored:
         raise PlanError("no matrix of the model differs from the base, so there is nothing to extract; check that they are the two models you mean")
     found.nbytes = folder.nbytes
@@ -215,17 +216,25 @@ def _add(folder: AdapterFolder, name: str, dtype: str, values: torch.Tensor, sha
 
 
 def _keep(
-    target: Target, modules: set[str], settings: Settings, folder: AdapterFolder, reader: Reader, progress: Callable[[int], None], found: Extracted
+    target: Target,
+    modules: set[str],
+    biased: set[str],
+    settings: Settings,
+    folder: AdapterFolder,
+    reader: Reader,
+    progress: Callable[[int], None],
+    found: Extracted,
 ) -> None:
     """Save a tensor in full, or a bias as its change, where it has changed and that is wanted; say why where it is not.
 
     Args:
         modules: that are decomposed; those hold nothing in full.
+        biased: those of them that have a bias.
     """
     if not changed(target, reader, progress):
         found.unchanged.append(target.name)
         return
-    why = _why_not(target, modules, settings, found)
+    why = _why_not(target, modules, biased, settings, found)
     if why:
         found.left_out[target.name] = why
         return
@@ -242,11 +251,15 @@ def _keep(
     found.whole.append(target.name)
 
 
-def _why_not(target: Target, modules: set[str], settings: Settings, found: Extracted) -> str:
+def _why_not(target: Target, modules: set[str], biased: set[str], settings: Settings, found: Extracted) -> str:
     if not settings.save_whole:
         return target.why
     if target.kind == "bias":
-        return "" if target.module in {f.module for f in found.factored} else "bias of a weight that did not change"
+        factored = {f.module for f in found.factored}
+        if target.module not in factored:
+            return "bias of a weight that did not change"
+        # PEFT's lora_bias holds for all modules of an adapter, and cannot be merged into one without a bias
+        return "" if factored <= biased else "bias, and other decomposed modules have none: --include those that do"
     if not target.module:
         return f"{target.why}, and belongs to no module"
     return f"{target.why}, and the weight of its module is decomposed" if target.module in modules else ""

@@ -175,15 +175,27 @@ def test_what_cannot_be_decomposed_is_said(models):
 
 
 def test_save_whole_saves_it(models):
-    """In full under the names that PEFT looks for; a bias as the bias of lora_B."""
+    """In full under the names that PEFT looks for; a bias not, as PEFT wants one in every decomposed module."""
     folder, base, delta = models
     found = extract(folder, save_whole=True)
     tensors, config = load(folder)
-    assert found.left_out == {}
+    assert list(found.left_out) == [f"{Q0}.bias"]
+    assert "other decomposed modules have none" in found.left_out[f"{Q0}.bias"]
     assert config["modules_to_save"] == ["lm_head", "model.embed_tokens", "model.layers.0.input_layernorm"]
-    assert config["lora_bias"] is True
+    assert config["lora_bias"] is False
     for module in config["modules_to_save"]:
         np.testing.assert_array_equal(tensors[f"{module}.weight"], base[f"{module}.weight"] + delta[f"{module}.weight"])
+
+
+def test_biases_go_along_where_every_module_has_one(models):
+    """The change of a bias is the bias of lora_B, and the config says so; the one that did not change is left out."""
+    folder, _, delta = models
+    found = extract(folder, include=["q_proj"], save_whole=True)
+    tensors, config = load(folder)
+    assert found.left_out == {}
+    assert config["lora_bias"] is True
+    assert config["modules_to_save"] is None
+    assert [n for n in tensors if n.endswith("bias")] == [f"{Q0}.lora_B.bias"]
     np.testing.assert_allclose(tensors[f"{Q0}.lora_B.bias"], delta[f"{Q0}.bias"], atol=1e-7)
 
 

@@ -45,7 +45,7 @@ _GRAM_FACTOR = 16.0  # with κ up to 1e6 the measured error is below 0.1 · eps6
 _SVD_SIDE = 512
 # float32 products pay from this side on, and where at most this part of the directions wants float64
 _NARROW_SIDE, _NARROW_COLUMNS, _WIDE_PART = 256, 256, 0.3
-_SPREAD = 2.0
+_SPREAD = 1.6
 _STRONG_PARTS = 64, 32, 16, 8  # parts of the directions that may count as strong
 
 

@@ -14,7 +14,7 @@ if (_Path(__file__).parents[1] / "pyproject.toml").is_file() and (_Path(__file__
 
 from plait.api import Options, merge, plan, plan_model, write
 from plait.catalogue import methods
-from plait.lora import extract_lora
+from plait.extraction import extract_lora
 from plait.models import Model
 from plait.models import open_model as open
 from plait.ops.errors import BudgetTooSmall, CheckpointError, KernelError, OutputError, PlaitError, PlanError, RecipeError, ResumeError, Stopped, VerifyError

@@ -64,20 +64,21 @@ def _show(out: Path, found: Extracted) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from plait.outcome import printable
     from plait.planner.schedule import size
 
     table = Table(box=None, pad_edge=False)
     for heading, justify in (("tensor", "left"), ("shape", "right"), ("rank", "right"), ("captured", "right")):
         table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for f in found.factored:
-        table.add_row(f.name, " x ".join(map(str, f.shape)), str(f.rank), f"{100 * f.captured:.1f} %")
+        table.add_row(printable(f.name), " x ".join(map(str, f.shape)), str(f.rank), f"{100 * f.captured:.1f} %")
     console = Console(highlight=False, markup=False)
     console.print(table)
     tensors = f"{len(found.factored)} tensors as factors" + (f", {len(found.whole)} in full" if found.whole else "")
     console.print(f"{out}: {tensors}, {size(found.nbytes)}; {100 * found.captured:.1f} % of the change captured", soft_wrap=True)
     if found.left_out:
         names = list(found.left_out)
-        shown = ", ".join(f"{n} ({found.left_out[n]})" for n in names[:4]) + (f", and {len(names) - 4} more" if len(names) > 4 else "")
+        shown = ", ".join(f"{printable(n)} ({found.left_out[n]})" for n in names[:4]) + (f", and {len(names) - 4} more" if len(names) > 4 else "")
         console.print(f"changed but not in the adapter: {shown}; --save-whole saves what it can in full", soft_wrap=True)
     if found.missing:
-        console.print(f"{len(found.missing)} tensors of the base are not in the model, such as {found.missing[0]}", soft_wrap=True)
+        console.print(f"{len(found.missing)} tensors of the base are not in the model, such as {printable(found.missing[0])}", soft_wrap=True)

@@ -64,7 +64,7 @@ def _show(out: Path, found: Extracted) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from plait.outcome import printable
+    from plait.planner.header_text import printable
     from plait.planner.schedule import size
 
     table = Table(box=None, pad_edge=False)

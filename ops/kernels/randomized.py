@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 OVERSAMPLE, ITERATIONS = 16, 2
 _EPS32 = 2.0**-23
 # packing buffers of the matrix library, measured with 1 and 2 threads
-_SLACK_BYTES, _THREAD_BYTES = 1 << 20, 5 << 19
+_SLACK_BYTES, _THREAD_BYTES = 1 << 20, 7 << 19
 _ERROR_ROWS = 256
 
 
@@ -169,8 +169,8 @@ def randomized_workspace_bytes(rows: int, columns: int, rank: int, threads: int 
     short, long = sorted((rows, columns))
     width = min(short, rank + OVERSAMPLE)
     blocks_kept = 2 * (iterations + 1) if krylov else 0
-    # Z, LAPACK's copy of it, Q; Y likewise; or, at the end, B with its Gram matrix in float64 blocks
-    thin = 4 * width * (3 * long + 3 * short + blocks_kept * short)
+    # Z, LAPACK's copy of it and Q, beside Y; or, at the end, B with its Gram matrix in float64 blocks
+    thin = 4 * width * (3 * long + (1 + blocks_kept) * short)
     small = min(short, width * (iterations + 1 if krylov else 1))
     finish = 4 * small * (long + 2 * short) + 8 * small * min(long, max(1024, (4 << 20) // (8 * small))) + 40 * small * small
     return max(thin, finish) + _SLACK_BYTES + _THREAD_BYTES * threads

@@ -19,12 +19,14 @@ import numpy.typing as npt
 from plait.engine.publish import (
     DestinationLock,
     check_destination,
+    drop_replaced,
     finish_folder,
     output_errors,
     place_folder,
     recover_old,
     remove_working,
     replace_folder,
+    sync_folder,
     working_folder,
 )
 from plait.planner.types import SideFile
@@ -132,7 +134,13 @@ class AdapterFolder:
         side = SideFile(CONFIG, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
         finish_folder(self.working, {_PARTIAL: WEIGHTS}, (), (side,))
         occupied = self.destination.is_dir() and any(self.destination.iterdir())
-        (replace_folder if occupied and self._overwrite else place_folder)(self.working, self.destination)
+        if occupied and self._overwrite:
+            replace_folder(self.working, self.destination)
+            sync_folder(self.destination.parent)
+            drop_replaced(self.working, self.destination)
+        else:
+            place_folder(self.working, self.destination)
+            sync_folder(self.destination.parent)
 
     def _write(self, view: memoryview, offset: int) -> None:
         if self._fd is None:

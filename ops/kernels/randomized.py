@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 OVERSAMPLE, ITERATIONS = 16, 2
 _EPS32 = 2.0**-23
 # packing buffers of the matrix library, measured with 1 and 2 threads
-_SLACK_BYTES, _THREAD_BYTES = 1 << 20, 7 << 19
+_SLACK_BYTES, _THREAD_BYTES = 1 << 20, 4 << 20
 _ERROR_ROWS = 256
 
 

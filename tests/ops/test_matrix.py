@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from plait.ops import algebra as al
 from plait.ops import matrix as mx
+from plait.ops.order import top
 from plait.ops.tensor import LazyTensor, load
 from support.evaluate import evaluate
 
@@ -143,7 +144,7 @@ def test_an_order_statistic_does_not_count_padding():
 
     def build(a: LazyTensor) -> LazyTensor:
         x = mx.stream(mx.rows(mx.matrix(a), 0, 10), (60, 40))
-        return al.where(al.top(x, 0.5, ties="all", padding=al.number(50.0 * 40.0)), x, 0.0)
+        return al.where(top(x, 0.5, ties="all", among=al.number(10.0 * 40.0)), x, 0.0)
 
     assert np.count_nonzero(computed(build, a)) == 201
 

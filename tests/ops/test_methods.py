@@ -58,6 +58,13 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "fisher": [{}, {"normalize": "none"}],
     "led": [{"density": 0.5}, {"density": 0.5, "keep": "threshold"}],
     "sens": [{}, {"vector": "ties", "density": 0.5}, {"vector": "dare", "density": 0.5}],
+    "iso_cts": [{}],
+    "tsv_m": [{}],
+    "star": [{}],
+    "knots": [{"topk": 50.0}],
+    "drm": [{}],
+    "opcm": [{}],
+    "doge_ta": [{}],
 }
 
 

@@ -175,13 +175,21 @@ def test_a_rank_among_the_nonzero(backend: str, x: Array, density: float):
     assert (got == wanted).all()
 
 
-def test_a_rank_among_some_is_not_for_a_whole_model():
-    """The count would have to be one of the model too: refused in a sentence."""
-    from plait.ops.tensor import load
+@examples(10)
+@given(x=tensors(), y=tensors(), density=fractions.filter(lambda d: d < 1), backend=st.sampled_from(BACKENDS))
+def test_a_rank_among_some_of_a_whole_model(x: Array, y: Array, density: float, backend: str):
+    """Of a model-wide rank each tensor counts as many elements as it says: the top part of those that are not zero, over both tensors."""
 
-    x = load(("x",), (3, 4), "F32")
-    with pytest.raises(ValueError, match="for one tensor, not for a whole model"):
-        order.top(x, 0.5, scope="m", among=al.sum_all(al.differs(x, 0.0)))
+    def build(x: LazyTensor) -> LazyTensor:
+        return al.where(order.top(x, density, scope="m", among=al.sum_all(al.differs(x, 0.0))), 1.0, 0.0)
+
+    found = evaluate({"a": {"x": x}, "b": {"x": y}}, build, backend=backend)
+    got = np.concatenate([found["a"].ravel(), found["b"].ravel()]).astype(bool)
+    both = np.concatenate([x.ravel(), y.ravel()])
+    count = np.count_nonzero(both)
+    wanted = np.zeros(both.size, bool)
+    wanted[canonical(both)[: max(floor(Fraction(repr(density)) * count), min(count, 1))]] = True
+    assert (got == wanted).all()
 
 
 # -- rows and columns -----------------------------------------------------------------------------------------

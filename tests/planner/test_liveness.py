@@ -8,6 +8,7 @@ from plait.ops import algebra as al
 from plait.ops import matrix as mx
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import methods, steps
+from plait.ops.order import top
 from plait.ops.tensor import LazyTensor, load
 from plait.planner.cost import component_bytes
 from plait.planner.graph import verify
@@ -117,7 +118,7 @@ def test_ties_of_a_model_wide_threshold_over_whole_results_are_all_kept():
     (x,) = leaves(1, (24, 16))
     p = al.polar(x)
     with pytest.raises(ValueError, match="keeps all ties"):
-        lower(al.where(al.top(p, 0.5, scope="model"), p, 0.0), "F32", [x])
+        lower(al.where(top(p, 0.5, scope="model"), p, 0.0), "F32", [x])
 
 
 def test_a_long_chain_is_planned():

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 import plait.ops.methods.geometry  # noqa: F401  declares its solver
-from plait.ops.algebra import below, cast, dot, gram, info, polar, random_bits, row_sum, solve, sum_all, top, where
+from plait.ops.algebra import below, cast, dot, gram, info, polar, random_bits, row_sum, solve, sum_all, where
+from plait.ops.order import top
 from plait.ops.tensor import LazyTensor, load
 from plait.planner.plan import Component
 from plait.planner.program import Program, lower

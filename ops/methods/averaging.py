@@ -73,5 +73,8 @@ def passthrough(t: MergeInputs, *, scale: tuple[float | None, ...] = (None,)) ->
     params=(),
 )
 def uniform_soup(t: MergeInputs) -> LazyTensor:
-    """The plain mean of the models: theta = sum_i theta_i / K. `linear` with equal weights."""
+    """The plain mean of the models.
+
+    theta = sum_i theta_i / K: `linear` with equal weights.
+    """
     return mean(t.experts)

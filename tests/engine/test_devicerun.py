@@ -42,6 +42,20 @@ DTYPES = ("BF16", "F16", "F32")
 
 
 # -- the models and recipes -------------------------------------------------------------------------
+SENSITIVITY = {"layers": {"model": 1.0, "lm_head": 0.5}, "transfer": 1.0}
+
+
+def with_statistics(method: str, base: Path, experts: list[Path]) -> str:
+    """A recipe whose importance statistics are models themselves, and whose layers weigh differently."""
+    given: dict[str, Any] = {"importance": str(base), "base_importance": str(base), "sensitivity": str(base / "sensitivity.json")}
+    wanted = {"fisher": ("importance",), "led": ("importance", "base_importance"), "sens": ("sensitivity",)}[method]
+    if base.is_dir():
+        (base / "sensitivity.json").write_text(json.dumps(SENSITIVITY))
+    entries = [{"model": str(e), **{key: given[key] for key in wanted}} for e in experts]
+    head = {} if method == "fisher" else {"base_model": str(base)}
+    return json.dumps({"merge_method": method, **head, "models": entries})
+
+
 def texts(models: list[Path]) -> dict[str, str]:
     """A recipe for every method and step, and for the branches that differ in kind."""
     base, *experts = models
@@ -68,6 +82,20 @@ def texts(models: list[Path]) -> dict[str, str]:
         "pcb": tiny.recipe("pcb", experts, base=base, parameters={"ratio": 0.3}),
         "localize_stitch": tiny.recipe("localize_stitch", experts, base=base),
         "widen": tiny.recipe("widen", experts, base=base),
+        "uniform_soup": tiny.recipe("uniform_soup", models),
+        "nuslerp": tiny.recipe("nuslerp", experts, base=base, each={"weight": 1.0}, parameters={"axis": "out"}),
+        "multislerp": tiny.recipe("multislerp", experts, base=base, each={"weight": 1.0}),
+        "karcher": tiny.recipe("karcher", models),
+        "nearswap": tiny.recipe("nearswap", experts[:1], base=base, parameters={"t": 0.01}),
+        "expo": tiny.recipe("expo", experts[:1], base=base),
+        "magmax": tiny.recipe("magmax", experts, base=base),
+        "ram": tiny.recipe("ram", experts, base=base),
+        "ramplus_tl": tiny.recipe("ramplus_tl", experts, base=base),
+        "emr": tiny.recipe("emr", experts, base=base),
+        "consensus": tiny.recipe("consensus", experts, base=base),
+        "fisher": with_statistics("fisher", base, experts),
+        "led": with_statistics("led", base, experts),
+        "sens": with_statistics("sens", base, experts),
         "iso_cts": tiny.recipe("iso_cts", experts, base=base),
         "tsv_m": tiny.recipe("tsv_m", experts, base=base, each={"weight": 1.0}),
         "star": tiny.recipe("star", experts, base=base),

@@ -85,7 +85,8 @@ def test_the_expression_of_a_kind_of_tensor_is_lowered_once(tmp_path: Path, monk
     real = plait.planner.expressions.lower
     monkeypatch.setattr("plait.planner.expressions.lower", lambda *args: lowered.append(args) or real(*args))
     models = sparse_models(tmp_path, 100)
-    (tmp_path / "recipe.yml").write_text(tiny.recipe("linear", models, each={"weight": [0.1, 0.2, 0.5, 0.9]}))
+    gradient = {"weight": [0.1, 0.2, 0.5, 0.9]}
+    (tmp_path / "recipe.yml").write_text(tiny.recipe("task_arithmetic", models[1:], base=models[0], each=gradient))
     plan = plait.plan(tmp_path / "recipe.yml", OPTIONS)
     assert len(plan.components) == 1200
     assert len(lowered) == len(plan.programs) == 4

@@ -74,13 +74,12 @@ def test_linear_in_tensors(method: str):
 
 # -- monotone ----------------------------------------------------------------------------------------
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from(sorted(METHODS)), SIDES, SIDES, st.integers(1, 500))
+@given(st.sampled_from(sorted(set(METHODS) - {"iso_c"})), SIDES, SIDES, st.integers(1, 500))  # of a larger matrix another way to decompose may be cheaper
 def test_more_elements_never_take_less(method: str, rows: int, columns: int, more: int):
-    """A larger tensor takes at least as long, in all parts together and in each kind of work; of decompositions another way may be cheaper."""
+    """A larger tensor takes at least as long, in all parts together and in each kind of work."""
     small, large = (predicted([program(method, r, columns)], {0: 1}) for r in (rows, rows + more))
-    least = 0.5 if any(stage.wholes for stage in program(method, rows, columns).stages) else 1.0
-    assert large.seconds - large.starting_s >= least * (small.seconds - small.starting_s)
-    assert large.computing_s > least * small.computing_s
+    assert large.seconds >= small.seconds
+    assert large.computing_s > small.computing_s
 
 
 @settings(max_examples=40, deadline=None)

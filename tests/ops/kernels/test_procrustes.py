@@ -17,7 +17,7 @@ from plait.ops.kernels.procrustes import procrustes, whitening
 def test_a_rotation_is_found_again(n, p, seed):
     """Points and the same points turned: the turn comes back, as far as the points span the space."""
     rng = np.random.default_rng(seed)
-    a = rng.standard_normal((n, min(n, p)))
+    a = rng.standard_normal((n, min(n // 2, p)))  # twice as many points as axes, which span the space well
     p = a.shape[1]
     turn, _ = np.linalg.qr(rng.standard_normal((p, p)))
     found = procrustes(torch.from_numpy(a.astype(np.float32)), torch.from_numpy((a @ turn).astype(np.float32))).double().numpy()

@@ -34,6 +34,8 @@ NOTHING = 1 << 31
 _HEAVY_SEEN = 8
 #: Coarse digits on either side of the one foreseen of which the sample is remembered: one power of two.
 _NEAR = 128
+#: Every so many elements of the sample are remembered so: it is needed only where the first guess fails.
+_REMEMBERED = 4
 
 
 class Guess(NamedTuple):
@@ -43,7 +45,7 @@ class Guess(NamedTuple):
         bucket: the coarse digit in which it lies, -1 where nothing is known.
         heavy: a fine digit that most elements there have, or -1.
         near: how many elements of the sample have each coarse digit from `bucket - 128` to `bucket + 128`.
-        size: elements of the sample.
+        size: elements of the sample that `near` is taken of.
     """
 
     bucket: int = -1
@@ -228,13 +230,21 @@ def foresee(sample: npt.NDArray[np.float32], rank: str, *, nonzero: bool = False
     k = rank_from_top(rank, int(np.count_nonzero(found)) if nonzero else sample.size)
     place = sample.size - max(k, 1)
     bucket = int(np.partition(found, place)[place] >> 16)
-    coarse = found >> 16
-    digits, counts = np.unique(found[coarse == bucket] & 0xFFFF, return_counts=True)
+    digits, counts = np.unique(found[found >> 16 == bucket] & 0xFFFF, return_counts=True)
     most = int(np.argmax(counts))
     heavy = 2 * int(counts[most]) > int(counts.sum()) >= _HEAVY_SEEN
-    first = bucket - _NEAR
-    near = np.bincount(coarse[np.abs(coarse.astype(np.int64) - bucket) <= _NEAR].astype(np.int64) - first, minlength=2 * _NEAR + 1)
-    return Guess(bucket, int(digits[most]) if heavy else -1, tuple(near.tolist()), sample.size)
+    some = found[::_REMEMBERED]
+    return Guess(bucket, int(digits[most]) if heavy else -1, _near(some, bucket), some.size)
+
+
+def _near(found: npt.NDArray[np.uint32], bucket: int) -> tuple[int, ...]:
+    """How many keys have each coarse digit from `bucket - 128` to `bucket + 128`."""
+    wide, first = 2 * _NEAR + 1, max(bucket - _NEAR, 0)
+    # what lies below the first digit wraps round to the far end, and is counted with what lies above the last
+    places = np.minimum((found - np.uint32(first << 16)) >> np.uint32(16), np.uint32(wide))
+    counts = np.bincount(places.astype(np.intp), minlength=wide)[:wide].tolist()
+    below = first - (bucket - _NEAR)
+    return (*([0] * below), *counts[: wide - below])
 
 
 def tie_limit(

@@ -69,7 +69,7 @@ def show_method(method: Method) -> None:
 def _parameters(method: Method) -> Table:
     table = Table(box=None, pad_edge=False, title_justify="left")
     for heading in ("parameter", "default", "values", "where", "what it does"):
-        table.add_column(heading, no_wrap=heading == "parameter")
+        table.add_column(heading, no_wrap=heading == "parameter", overflow="fold")
     for p in method.params:
         table.add_row(p.name, default(p), values(p), "each model" if p.per_expert else "merge", escape(p.doc))
     return table

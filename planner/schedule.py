@@ -354,7 +354,8 @@ def _read_again(p: Program) -> int:
 def _predict(programs: Sequence[Program], keeps: Sequence[bool], components: Sequence[Component], memory: _Memory, timing: Timing) -> Prediction:
     used = Counter(c.program for c in components)
     slab = max((slab_bytes(programs[n]) for n in used if keeps[n]), default=0)
-    peak_state, peak_at = _widest_state(programs, components, memory, memory.state_limit - memory.workers * slab)
+    held = memory.states
+    peak_state, peak_at = _widest_window([held[c.program] for c in components], memory.workers, memory.state_limit - memory.workers * slab)
     moved = {n: _moved(programs[n], keeps[n]) for n in used}
     extra = sum(moved[n].extra * count for n, count in used.items())
     looks = max((sum(any(key.startswith("kth_magnitude") for key in s.scopes) for s in p.stages) for p in programs), default=0)
@@ -375,21 +376,6 @@ def _predict(programs: Sequence[Program], keeps: Sequence[bool], components: Seq
         minimum_bytes=memory.minimum,
         seconds=timing.seconds,
     )
-
-
-def _widest_state(programs: Sequence[Program], components: Sequence[Component], memory: _Memory, limit: int) -> tuple[int, int]:
-    """Most that open components hold together, and the heaviest of them: each what it holds between its whole ops, and one of them a workspace.
-
-    Whole ops of the CPU run one at a time, so a second workspace is leased but never there.
-    """
-    leased = [memory.states[c.program] for c in components]
-    most, at = _widest_window(leased, memory.workers, limit)
-    idle = {n: min(memory.states[n], component_bytes(programs[n], workspace=False)) for n in {c.program for c in components}}
-    working = max((memory.states[n] - nbytes for n, nbytes in idle.items()), default=0)
-    if not working:
-        return most, at
-    held, _ = _widest_window([idle[c.program] for c in components], memory.workers, limit)
-    return min(most, held + working), at
 
 
 def _widest_window(states: Sequence[int], workers: int, limit: int) -> tuple[int, int]:

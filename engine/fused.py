@@ -84,13 +84,17 @@ def triton_usable(torch_device: str) -> bool:
     return torch_device.startswith("cuda") or os.environ.get("TRITON_INTERPRET") == "1"
 
 
+class NotFusible(Exception):
+    """A map has no expression that Triton can take; it is computed op by op instead."""
+
+
 def fusible(program: Program, stage: Stage) -> bool:
     """Whether a stage's maps can be written as one kernel: no rows, and ops with an expression that Triton has."""
     if stage.row_length or not stage.compute:
         return False
     try:
         return bool(triton_source(program, stage))
-    except NotImplementedError:
+    except NotFusible:
         return False
 
 
@@ -98,7 +102,7 @@ def triton_source(program: Program, stage: Stage) -> str:
     """A Triton module with `kernel`, which computes the targets of a stage.
 
     Raises:
-        NotImplementedError: an op has no expression that Triton can take.
+        NotFusible: an op has no expression that Triton can take.
     """
     nodes = program.nodes
     targets, streams = fused_targets(program, stage), [i for i in stage.compute if nodes[i].op == "random_bits"]
@@ -141,7 +145,7 @@ class _Writer:
             key, cut, limit = (self.operand(j, cast) for j, cast in zip(node.inputs, "uui", strict=True))
             return f"({key} > {cut}) | (({key} == {cut}) & (index < {limit}))"
         if node.kind != "map" or not op.code:
-            raise NotImplementedError(node.op)
+            raise NotFusible(node.op)
         operands = [self.operand(j, cast) for j, cast in zip(data_inputs(node), op.casts, strict=True)]
         return ast.unparse(_ToTriton().visit(ast.parse(op.code.format(*operands, zero="0.0", one="1.0"), mode="eval")))
 
@@ -151,7 +155,7 @@ class _Writer:
         if node.space == "small":
             return _AS[cast].format(self.scalars.index(i))
         if node.space != "tensor":
-            raise NotImplementedError(node.space)
+            raise NotFusible(node.space)
         return f"v{i}.to(tl.float32)" if cast == "f" and node.dtype != "float32" else f"v{i}"
 
 
@@ -193,7 +197,7 @@ class _ToTriton(ast.NodeTransformer):
         """Functions that op expressions call.
 
         Raises:
-            NotImplementedError: one that is not known here.
+            NotFusible: one that is not known here.
         """
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         if isinstance(node.func, ast.Attribute) and name in ("to", "load"):  # operands, which are Triton already
@@ -205,7 +209,7 @@ class _ToTriton(ast.NodeTransformer):
             return _method(node.args[0], [_BITCASTS[name]], bitcast=True)
         if name in _CALLS:
             return _call(_CALLS[name], node.args)
-        raise NotImplementedError(name)
+        raise NotFusible(name)
 
 
 def _call(name: str, arguments: list[Any]) -> ast.Call:

@@ -24,8 +24,8 @@ import plait
 from plait.ops.algebra import row_rank, solve, take
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import methods
-from plait.ops.methods import sparsified
-from plait.ops.methods.ties import Ballot, add_delta, trim
+from plait.ops.methods import dropping
+from plait.ops.methods.election import Ballot, add_delta, trim
 from plait.ops.tensor import LazyTensor
 from support.evaluate import evaluate, write_model, write_out
 from support.golden import root
@@ -290,7 +290,7 @@ class Recorded(MergeInputs):
 @pytest.fixture
 def recorded_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     """DARE and DELLA keep an element where its recorded mask says so, whatever its probability."""
-    monkeypatch.setattr(sparsified, "below", lambda mask, _probability: mask > 0.5)
+    monkeypatch.setattr(dropping, "below", lambda mask, _probability: mask > 0.5)
 
 
 def recorded_inputs(paper: Paper, *, dropped: bool) -> dict[str, dict[str, Array]]:
@@ -344,7 +344,7 @@ def test_dare_then_ties(paper: Paper):
 
     def build(**leaves: LazyTensor) -> LazyTensor:
         t = inputs_of(leaves)
-        dropped = [sparsified.drop(t, k, density, 0, settings["use_weight_rescale"], "probability") for k in range(count)]
+        dropped = [dropping.drop(t, k, density, 0, settings["use_weight_rescale"], "probability") for k in range(count)]
         again = [(t.origin + d) - t.origin for d in dropped]  # the reference saves the sparsified model and starts from it
         trimmed = [trim(d, (kept + 0.5) / size, f"expert{k}", "threshold") for k, d in enumerate(again)]
         ballot = Ballot([f"expert{k}" for k in range(count)], zero_sign="majority")

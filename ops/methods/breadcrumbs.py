@@ -6,8 +6,8 @@ from plait.ops.algebra import row_length, row_rank_from_top, weighted_sum, where
 from plait.ops.inputs import MergeInputs
 from plait.ops.kernels.select import rank_from_top
 from plait.ops.method import Param, method
+from plait.ops.methods.election import ELECT, Ballot, add_delta, same_l1
 from plait.ops.methods.parameters import INT8_MASK, LAMBDA, NO_NORMALIZE, WEIGHT, density
-from plait.ops.methods.ties import ELECT, Ballot, add_delta, same_l1
 from plait.ops.order import middle
 from plait.ops.tensor import LazyTensor
 

@@ -8,8 +8,8 @@ from fractions import Fraction
 from plait.ops.algebra import exp, largest, maximum, minimum, sign, tanh, total, where
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import Param, method
+from plait.ops.methods.election import SCOPE, add_delta
 from plait.ops.methods.parameters import LAMBDA
-from plait.ops.methods.ties import SCOPE, add_delta
 from plait.ops.order import quantile
 from plait.ops.tensor import LazyTensor
 

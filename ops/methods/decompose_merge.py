@@ -6,9 +6,9 @@ from plait.ops.algebra import differs, maximum, sign, sum_all, total, where
 from plait.ops.inputs import MergeInputs
 from plait.ops.matrix import prune, prune_threshold, stream
 from plait.ops.method import Param, method
+from plait.ops.methods.election import trim
 from plait.ops.methods.parameters import is_matrix
 from plait.ops.methods.subspace import VOCABULARY, Rotated
-from plait.ops.methods.ties import trim
 from plait.ops.tensor import LazyTensor
 
 _TOLERANCE = 1e-2

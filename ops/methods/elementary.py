@@ -5,7 +5,7 @@ from __future__ import annotations
 from plait.ops.algebra import maximum, minimum
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import Param, method
-from plait.ops.methods.ties import add_delta
+from plait.ops.methods.election import add_delta
 from plait.ops.tensor import LazyTensor
 
 

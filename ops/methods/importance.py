@@ -11,8 +11,8 @@ from operator import or_
 from plait.ops.algebra import dot, equal, sqrt, total, weighted_sum, where
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import Param, method
+from plait.ops.methods.election import add_delta
 from plait.ops.methods.parameters import LAMBDA, WEIGHT
-from plait.ops.methods.ties import add_delta
 from plait.ops.order import beyond
 from plait.ops.statistics import Statistic
 from plait.ops.tensor import LazyTensor, Operand

@@ -7,8 +7,8 @@ from functools import reduce
 from plait.ops.algebra import maximum, total, where
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import Param, method
+from plait.ops.methods.election import KEEP, SCOPE, Ballot, add_delta, trim
 from plait.ops.methods.parameters import LAMBDA
-from plait.ops.methods.ties import KEEP, SCOPE, Ballot, add_delta, trim
 from plait.ops.tensor import LazyTensor
 
 

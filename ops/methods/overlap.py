@@ -8,7 +8,7 @@ from functools import reduce
 from plait.ops.algebra import maximum, minimum, sum_all, total, where
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import Param, method
-from plait.ops.methods.ties import SCOPE, add_delta
+from plait.ops.methods.election import SCOPE, add_delta
 from plait.ops.tensor import LazyTensor
 
 EPSILON = Param("epsilon", float, "Magnitude that a change must exceed to count.", default=1e-5, low=0.0)

@@ -8,8 +8,8 @@ from plait.ops.algebra import dot, solve, solver, total
 from plait.ops.inputs import MergeInputs
 from plait.ops.matrix import columns, concat, doge_correction, matrix, stream, svd
 from plait.ops.method import Param, method
+from plait.ops.methods.election import trim_mask
 from plait.ops.methods.parameters import ACCURACY, beside, is_matrix, others
-from plait.ops.methods.ties import trim_mask
 from plait.ops.tensor import LazyTensor
 
 

@@ -7,9 +7,9 @@ from math import exp
 from plait.ops.algebra import weighted_sum
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import Param, method
+from plait.ops.methods.dropping import drop
+from plait.ops.methods.election import Ballot, add_delta, trim
 from plait.ops.methods.parameters import LAMBDA, SEED
-from plait.ops.methods.sparsified import drop
-from plait.ops.methods.ties import Ballot, add_delta, trim
 from plait.ops.statistics import Statistic
 from plait.ops.tensor import LazyTensor
 

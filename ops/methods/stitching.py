@@ -5,8 +5,8 @@ from __future__ import annotations
 from plait.ops.algebra import total, where
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import Param, method
+from plait.ops.methods.election import SCOPE
 from plait.ops.methods.parameters import density
-from plait.ops.methods.ties import SCOPE
 from plait.ops.order import quantile, top
 from plait.ops.tensor import LazyTensor
 

@@ -6,8 +6,8 @@ from plait.ops.algebra import below, random_bits, total, where
 from plait.ops.inputs import MergeInputs
 from plait.ops.matrix import joint_svd, matmul, matrix, rank_of, rows, stream
 from plait.ops.method import Param, method
+from plait.ops.methods.election import AGGREGATE, SCOPE, ZERO_SIGN, Ballot, trim
 from plait.ops.methods.parameters import SEED, beside, is_matrix, others
-from plait.ops.methods.ties import AGGREGATE, SCOPE, ZERO_SIGN, Ballot, trim
 from plait.ops.tensor import LazyTensor
 
 #: Large, and neither method's papers merge them.

@@ -8,8 +8,8 @@ from typing import Any
 from plait.ops.algebra import differs, dot, equal, mean, solve, solver, sum_all, total, weighted_sum, where
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import Param, method
+from plait.ops.methods.election import add_delta
 from plait.ops.methods.parameters import INT8_MASK
-from plait.ops.methods.ties import add_delta
 from plait.ops.order import top
 from plait.ops.tensor import LazyTensor
 

@@ -15,9 +15,9 @@ import pytest
 
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import methods, steps
+from plait.ops.methods.dropping import keep_thresholds
+from plait.ops.methods.election import Ballot, add_delta
 from plait.ops.methods.geometry import slerp_coefficients
-from plait.ops.methods.sparsified import keep_thresholds
-from plait.ops.methods.ties import Ballot, add_delta
 from plait.planner.program import topological
 from support.evaluate import evaluate
 from support.merging import CLOSE, F64, arguments, build, inputs, leaf, normal, run

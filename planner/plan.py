@@ -12,6 +12,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from plait.planner.program import Program
+from plait.planner.resources import Resources
 from plait.planner.timing import Timing
 from plait.planner.types import FileIdentity, Layout, TensorRef
 
@@ -173,6 +174,7 @@ class Plan:
         residency: for each program what becomes of its inputs between passes, in the words of `planner/residency.py`.
         keeping: for each program what a result cache keeps; empty where the run has none.
         outlook: what the cache may save; None where it was not looked into.
+        resources: what the plan was made for, to make it again for another budget; no part of its JSON.
     """
 
     title: str
@@ -197,6 +199,7 @@ class Plan:
     lean: tuple[int, ...] = field(default=())
     keeping: tuple[Keeping, ...] = field(default=())
     outlook: Outlook | None = None
+    resources: Resources | None = field(default=None, repr=False, compare=False)
 
     def program_of(self, component: Component) -> Program:
         """The program that a component runs."""

@@ -25,8 +25,8 @@ from plait.planner.device_cost import device_block_bytes, device_whole_bytes, de
 from plait.planner.expressions import OutputSpec, compile_specs
 from plait.planner.plan import Component, Keeping, Plan, Prediction, Scope
 from plait.planner.program import Program
-from plait.planner.rates import DEFAULT_RATES, Rates
 from plait.planner.residency import KEPT, residency, slab_bytes
+from plait.planner.resources import Resources as Resources
 from plait.planner.reuse import keeping
 from plait.planner.timing import Setting, Timing, predict_seconds, reads_from_disk
 from plait.planner.types import FileIdentity, Layout
@@ -46,36 +46,7 @@ _RECOUNTS = 3
 #: Components are opened no further than this many times the number of workers beyond the oldest open one.
 WINDOW = 2
 #: Inputs are kept for later passes when they take no more than this part of what the budget leaves.
-_KEEP_SHARE = 0.9
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What a plan may use.
-
-    Attributes:
-        memory_bytes: the budget for private memory.
-        workers: most worker threads.
-        backend: `numba` or `torch`.
-        device: where whole-tensor ops run, `cpu` or `cuda`.
-        gpu_memory_bytes: the budget on each GPU, where there are any and they are to be used.
-        rates: how fast the machine is.
-        free_memory_bytes: memory that is free, for the page cache beside what the plan needs; None where that is not known.
-        residency: whether inputs stay in memory between passes: `auto`, `keep` or `reread`.
-        maps: where streamed work runs, `cpu` or `cuda`.
-        cache_bytes: size of the result cache; 0 where there is none.
-    """
-
-    memory_bytes: int
-    workers: int
-    backend: str = "numba"
-    device: str = "cpu"
-    gpu_memory_bytes: tuple[int, ...] = ()
-    rates: Rates = DEFAULT_RATES
-    free_memory_bytes: int | None = None
-    residency: str = "auto"
-    maps: str = "cpu"
-    cache_bytes: int = 0
+KEEP_SHARE = 0.9
 
 
 def make_plan(title: str, specs: Sequence[OutputSpec], layout: Layout, files: Sequence[FileIdentity], resources: Resources, notes: Sequence[str] = ()) -> Plan:
@@ -90,6 +61,24 @@ def make_plan(title: str, specs: Sequence[OutputSpec], layout: Layout, files: Se
     order = files_order(files)
     read = [_slots_read(p) for p in programs]
     components.sort(key=lambda c: min([(order.get(c.inputs[s].file, 0), c.inputs[s].start) for s in read[c.program]]))
+    return schedule(title, programs, components, layout, files, resources, notes)
+
+
+def schedule(
+    title: str,
+    programs: Sequence[Program],
+    components: Sequence[Component],
+    layout: Layout,
+    files: Sequence[FileIdentity],
+    resources: Resources,
+    notes: Sequence[str],
+) -> Plan:
+    """The plan of compiled programs, whose components stand in running order, inside the given resources.
+
+    Raises:
+        PlanError, BudgetTooSmall: as for `make_plan`.
+    """
+    asked = resources
     scopes, sweeps = _scopes(programs, components)
     resources = _seated(programs, components, resources)
     on_gpu, gpu_notes = _gpu_programs(programs, resources)
@@ -98,7 +87,7 @@ def make_plan(title: str, specs: Sequence[OutputSpec], layout: Layout, files: Se
     setting = _setting(programs, scopes, layout, memory, resources, on_gpu)
     stays = residency(programs, counts, resources.residency, memory.keep_limit, setting)
     keeps = [word == KEPT for word in stays]
-    components = [Component(c.name, c.program, c.inputs, True, c.role, c.layer, c.origin) if keeps[c.program] else c for c in components]
+    components = [c if c.keep_inputs is keeps[c.program] else c._replace(keep_inputs=keeps[c.program]) for c in components]
     slab = max((slab_bytes(programs[n]) for n in counts if keeps[n]), default=0)
     timing = predict_seconds(programs, counts, keeps, replace(setting, slab_bytes=slab))
     prediction = _predict(programs, keeps, components, memory, timing)
@@ -124,6 +113,7 @@ def make_plan(title: str, specs: Sequence[OutputSpec], layout: Layout, files: Se
         device_worker_bytes(programs) if resources.maps == "cuda" else 0,
         memory.lean,
         _keeping(programs, counts, setting, resources.cache_bytes),
+        resources=asked,
     )
 
 
@@ -296,7 +286,7 @@ def _fit(programs: Sequence[Program], components: Sequence[Component], resources
     states, state = retried, max(retried, default=0)
     workers = max(1, min(resources.workers, (resources.memory_bytes - runtime - state) // max(arena, 1)))
     limit = resources.memory_bytes - runtime - workers * arena
-    keep_limit = min(int(limit * _KEEP_SHARE), limit - state) // workers  # the heaviest component must still fit beside every slab
+    keep_limit = min(int(limit * KEEP_SHARE), limit - state) // workers  # the heaviest component must still fit beside every slab
     return _Memory(workers, runtime, arena, limit, keep_limit, minimum, name, tuple(states), lean)
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import machine
 from make_checkpoint import PRESETS, Preset, make_set
 from measure import MIB, CommandFailed, import_baseline, plait, planned, run
-from recipes import METHODS, methods_named, models_in, text_of
+from recipes import PROMISED, methods_named, models_in, text_of
 from report import save, table_of
 
 
@@ -173,7 +173,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", action="append", choices=SHAPES, help="shapes to make; default: all")
     parser.add_argument("--set", type=Path, help="use this set of checkpoints instead")
-    parser.add_argument("--methods", default=",".join(METHODS), help="with commas; default: %(default)s")
+    parser.add_argument("--methods", default=",".join(PROMISED), help="with commas; default: %(default)s")
     parser.add_argument("--budgets", default="64MiB,128MiB,256MiB,1GiB", help="with commas; default: %(default)s")
     parser.add_argument("--no-cold", action="store_true", help="leave out the runs with an empty kernel cache")
     parser.add_argument("--scratch", type=Path, help="folder for checkpoints and outputs (default: the system's)")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes import METHODS, models_of
+from recipes import FOR_BOTH, METHODS, models_of
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
@@ -69,7 +69,7 @@ def mergekit(venv: Path) -> Peer:
     def command(_method: str, recipe: Path, _models: Sequence[Path], out: Path) -> list[str]:
         return [program, str(recipe), str(out), "--quiet", "--no-copy-tokenizer"]
 
-    return Peer("mergekit", installed_version(venv, "mergekit"), tuple(METHODS), command, OFFLINE)
+    return Peer("mergekit", installed_version(venv, "mergekit"), tuple(FOR_BOTH), command, OFFLINE)
 
 
 def sd_mecha(venv: Path) -> Peer:

@@ -1,4 +1,4 @@
-"""The recipes that benchmarks run, as text that plait and mergekit read alike.
+"""The recipes that benchmarks run: of mergekit's methods as text that both programs read alike, of the others as `plait methods` shows them.
 
 python benchmarks/recipes.py ties /data/tl/base /data/tl/expert1 /data/tl/expert2 > ties.yml
 """
@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from plait.method_recipe import example_parameters, recipe_of
+from plait.ops.method import methods, steps
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,10 @@ class Recipe:
     most: int | None = None
 
 
-METHODS = {
+#: What `speed.py` measures unless asked otherwise, and makes promises about.
+PROMISED = ("linear", "task_arithmetic", "dare_linear", "slerp", "ties", "dare_ties", "model_stock")
+#: Recipes that mergekit 0.1.5 reads as they are, in its names of methods and parameters.
+FOR_BOTH = {
     "linear": Recipe({"weight": 0.5}, base=False),
     "task_arithmetic": Recipe({"weight": 0.4}),
     "dare_linear": Recipe({"weight": 0.4, "density": 0.5}),
@@ -40,6 +46,28 @@ METHODS = {
     "ties": Recipe({"weight": 0.5, "density": 0.3}),
     "dare_ties": Recipe({"weight": 0.5, "density": 0.5}),
     "model_stock": Recipe(),
+    "passthrough": Recipe(base=False, most=1),
+    "nuslerp": Recipe({"weight": 0.5}, base=False, most=2),
+    "multislerp": Recipe({"weight": 0.5}, base=False),
+    "karcher": Recipe(base=False),
+    "breadcrumbs": Recipe({"weight": 0.5, "density": 0.9, "gamma": 0.01}),
+    "breadcrumbs_ties": Recipe({"weight": 0.5, "density": 0.9, "gamma": 0.01}),
+    "della": Recipe({"weight": 0.5, "density": 0.4, "epsilon": 0.1}),
+    "della_linear": Recipe({"weight": 0.5, "density": 0.4, "epsilon": 0.1}),
+    "sce": Recipe(overall={"select_topk": 0.2}),
+    "ram": Recipe(),
+    "ramplus_tl": Recipe(),
+    "nearswap": Recipe(overall={"t": 0.001}, most=1),
+    "arcee_fusion": Recipe(most=1),
+}
+#: Methods that mergekit sorts or iterates for, where streaming saves most.
+SORTED_THERE = ("ties", "dare_ties", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "sce", "karcher")
+
+
+#: Every method and step that needs weights alone; those that mergekit has not run with the parameters of their examples.
+_CATALOGUE = {name: m for name, m in {**methods(), **steps()}.items() if not m.statistics}
+METHODS = FOR_BOTH | {
+    name: Recipe(*example_parameters(m), base=m.base == "required", most=m.experts[1]) for name, m in _CATALOGUE.items() if name not in FOR_BOTH
 }
 
 
@@ -52,6 +80,8 @@ def models_of(method: str, models: Sequence[Path]) -> list[Path]:
 
 def text_of(method: str, models: Sequence[Path], dtype: str = "bfloat16") -> str:
     """The recipe of a method over a base and its experts (JSON, which is YAML)."""
+    if method not in FOR_BOTH:
+        return json.dumps(recipe_of(_CATALOGUE[method], models[0].resolve(), [m.resolve() for m in models[1:]], dtype=dtype), indent=1) + "\n"
     recipe = METHODS[method]
     base, *experts = (str(m.resolve()) for m in models)
     parameters = {"parameters": recipe.each} if recipe.each else {}

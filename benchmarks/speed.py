@@ -33,7 +33,7 @@ import machine
 import peers
 from floor import warm, weight_bytes, writes_direct
 from measure import MIB, import_baseline, plait, planned, run
-from recipes import METHODS, methods_named, models_in, models_of, text_of
+from recipes import METHODS, PROMISED, methods_named, models_in, models_of, text_of
 from report import save, table_of
 
 ONE_PASS = ("linear", "task_arithmetic", "dare_linear")
@@ -284,7 +284,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", type=Path, required=True, help="folder with base, expert1, expert2, ... (make_checkpoint.py)")
-    parser.add_argument("--methods", default=",".join(METHODS), help="with commas; default: %(default)s")
+    parser.add_argument("--methods", default=",".join(PROMISED), help="with commas; default: %(default)s")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each; default: %(default)s")
     parser.add_argument("--memory", action="append", metavar="SIZE", help="budget; may be given several times; default: 128MiB and 1GiB")
     parser.add_argument("--cold", action="store_true", help="start from an empty kernel cache and report the first run")

@@ -65,6 +65,11 @@ def breadcrumbs(
     """Drop the largest and the smallest changes of each task vector, then add.
 
     delta_i keeps the ranks (gamma n, gamma n + density n] of its magnitudes; theta = theta_0 + lambda sum_i w_i delta_i.
+
+    Example:
+        weight: 0.5
+        density: 0.9
+        gamma: 0.01
     """
     weights = [w for w in weight if w != 0.0]
     share = sum(weights) if normalize and abs(sum(weights)) >= 1e-8 else 1.0
@@ -93,6 +98,11 @@ def breadcrumbs_ties(
     """Drop the largest and the smallest changes of each task vector, then elect signs as TIES does.
 
     delta_i as in `breadcrumbs`; then the elected sign and the sum (or mean) of the changes that agree.
+
+    Example:
+        weight: 0.5
+        density: 0.9
+        gamma: 0.01
     """
     weights = [w for w in weight if w != 0.0]
     deltas = _chosen(t, weight, density, gamma, scope, rescale)

@@ -61,6 +61,9 @@ def sce(t: MergeInputs, *, select_topk: float = 1.0, select_applies_to: str = "a
     Selected are the floor(tau m) largest variances of the m positions where it is not zero, all where m is 0; eta_i = mean(delta_i^2) over
     their sum, equal only where that is exactly 0; theta = theta_0 + sum_i eta_i delta_i / sum_i eta_i over those whose sign is that of
     sum_i delta_i, a sum of 0 counting as positive.
+
+    Example:
+        select_topk: 0.2
     """
     if len(t.experts) == 1:
         return t.experts[0]

@@ -21,7 +21,7 @@ from plait.engine.looking import Looking
 from plait.engine.orderstat import NO_LIMIT, Guess, Statistic
 from plait.engine.reuse import Recalled, Spoiled
 from plait.engine.smalls import SmallValues
-from plait.engine.whole import give_numbers, run_whole, whole_value
+from plait.engine.whole import give_numbers, run_whole, turn, whole_value
 from plait.engine.worker import Host, Worker, like_in_page
 from plait.ops.dtypes import BY_CODE
 from plait.ops.kernels.heap import give_back
@@ -298,11 +298,12 @@ class ComponentRun:
         """Run the whole ops that are left of a stage, read what was found of the others, and let go of each value after its last use."""
         self._drop(self.lives[number].after_pass)
         for place, i in enumerate(self.program.stages[number].wholes):
-            if stage is not None and i in stage.wholes:
-                run_whole(self, i)
-            elif recall and self.host.reuse is not None:
-                self.tensors.update(self.host.reuse.take(self.recalled, i, self.program))
-            self._drop(self.lives[number].after_whole[place])
+            with turn(self, i):  # what is dropped is gone before another component has its turn
+                if stage is not None and i in stage.wholes:
+                    run_whole(self, i)
+                elif recall and self.host.reuse is not None:
+                    self.tensors.update(self.host.reuse.take(self.recalled, i, self.program))
+                self._drop(self.lives[number].after_whole[place])
 
     def _drop(self, owners: tuple[int, ...]) -> None:
         if sum(self.tensors.pop(i).nbytes for i in owners if i in self.tensors) > _WORTH_GIVING_BACK:

@@ -36,7 +36,7 @@ from plait.engine.sink import Sink
 from plait.engine.worker import Host, Worker
 from plait.engine.writebehind import WriteBehind
 from plait.ops.errors import KernelError, Stopped
-from plait.planner.cost import component_bytes
+from plait.planner.cost import Lease, lease_of
 from plait.planner.plan import Component, Plan
 from plait.planner.schedule import WINDOW, stage_sweeps
 
@@ -49,7 +49,7 @@ class _Open:
     number: int
     component: Component
     passes: Iterator[Pass]
-    leased: int
+    leased: Lease
     current: Pass | None = None
     issued: int = 0
     done: int = 0
@@ -137,7 +137,7 @@ class _Run:
         self.host, self.remaining, self.stop, plan = host, remaining, stop, host.plan
         fixed = plan.prediction.runtime_bytes + plan.workers * (plan.prediction.worker_bytes + plan.prediction.slab_bytes)
         self.ledger = Ledger(max(plan.budget_bytes, fixed), fixed, fixed)
-        self.states = [component_bytes(program, workspace=n not in plan.lean) for n, program in enumerate(plan.programs)]
+        self.needs = [lease_of(program, on_gpu=n in plan.on_gpu, lean=n in plan.lean) for n, program in enumerate(plan.programs)]
         kernels = prepare_kernels(plan, stop)
         self.workers = [Worker(plan, kernels, host.pool) for _ in range(plan.workers)]
         self.runs: dict[str, ComponentRun] = {}
@@ -223,8 +223,8 @@ class _Run:
         number, component = self.waiting[0]
         if self.open and number - self.open[0].number >= WINDOW * plan.workers:
             return None
-        needed = self.states[component.program]
-        if not self.ledger.lease(needed):
+        needed = self.needs[component.program]
+        if not self.ledger.lease(*needed):
             return None
         self.waiting.popleft()
         task = _Open(number, component, self.component_run(component).passes(self.number, self.recount), needed)
@@ -252,7 +252,7 @@ class _Run:
             task.current, task.issued, task.done = following, 0, 0
             if following is None:
                 self.open.remove(task)
-                self.ledger.release(task.leased)
+                self.ledger.release(*task.leased)
             self.condition.notify_all()
         if following is None:
             self.host.reader.done_with(task.component.inputs)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -32,8 +33,15 @@ if TYPE_CHECKING:
 _ONE_AT_A_TIME = threading.Lock()
 
 
+def turn(run: ComponentRun, i: int) -> AbstractContextManager[object]:
+    """A component's turn at whole node `i`: on the CPU one runs at a time, so that all open components lease one workspace."""
+    node = run.program.nodes[i]
+    free = is_view(node.op, node) or run.component.program in run.host.plan.on_gpu
+    return nullcontext() if free else _ONE_AT_A_TIME
+
+
 def run_whole(run: ComponentRun, i: int) -> None:
-    """Compute whole node `i` of a component from the matrices it holds and its small values, and tell the cache of results.
+    """Compute whole node `i` of a component, in its turn, from the matrices it holds and its small values, and tell the cache of results.
 
     Raises:
         KernelError: the op failed, or a GPU had no memory for it and the memory budget has no room to do it on the CPU.
@@ -47,11 +55,11 @@ def run_whole(run: ComponentRun, i: int) -> None:
     done = _on_gpu(run, node, inputs) if planned_on_gpu else None
     as_planned = planned_on_gpu == (done is not None)
     if done is None:
-        with _ONE_AT_A_TIME:
+        with _ONE_AT_A_TIME if planned_on_gpu else nullcontext():  # else it is this component's turn already
             done = _compute(node, inputs)
+            give_back()
     results, numbers = done
     run.host.count_whole(node.op)
-    give_back()
     for j in made_by(run.program, i):
         run.tensors[j] = results[int(nodes[j].param("index")) if nodes[j].op == "part" else 0].reshape(-1)
     give_numbers(run, i, numbers)

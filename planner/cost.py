@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from operator import attrgetter
+from typing import NamedTuple
 
 from plait.ops.dtypes import BY_CODE
 from plait.ops.wholes import WHOLES, is_view
@@ -98,9 +99,44 @@ def component_bytes(program: Program, *, workspace: bool = True) -> int:
     peak = 0
     for moment in moments(program):
         node = program.nodes[moment.node]
-        working = _counting_bytes(program, program.stages[moment.stage]) if moment.node < 0 else workspace * needs_bytes(node)
+        working = _counting_bytes(program, program.stages[moment.stage]) if moment.node < 0 else workspace * needs_bytes(node) + moment.result_bytes
         peak = max(peak, moment.held_bytes + working)
     return peak
+
+
+class Lease(NamedTuple):
+    """What a component leases.
+
+    Attributes:
+        always: bytes that it may hold beside any other component.
+        in_turn: bytes more while one of its whole ops runs on the CPU, where they take turns: of all open components one holds them.
+    """
+
+    always: int
+    in_turn: int = 0
+
+    @property
+    def most(self) -> int:
+        """Bytes that it holds at its peak."""
+        return self.always + self.in_turn
+
+
+def lease_of(program: Program, *, on_gpu: bool = False, lean: bool = False) -> Lease:
+    """What a component leases.
+
+    Args:
+        program: what the component runs.
+        on_gpu: its whole ops run on GPUs, several at once, and are done again on the CPU, in turn, where a GPU has no memory for them.
+        lean: of those, no room is kept for doing them again.
+    """
+    most = component_bytes(program, workspace=not lean)
+    if on_gpu:
+        always = component_bytes(program, workspace=False)
+    elif any(stage.wholes for stage in program.stages):
+        always = max((m.held_bytes + (_counting_bytes(program, program.stages[m.stage]) if m.node < 0 else 0) for m in moments(program)), default=0)
+    else:
+        always = most
+    return Lease(always, most - always)
 
 
 def needs_bytes(node: Node) -> int:

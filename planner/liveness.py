@@ -32,12 +32,14 @@ class Moment(NamedTuple):
     Attributes:
         stage: its number.
         node: the whole op, or -1 for the pass.
-        held_bytes: of every value that lives during the step, results included.
+        held_bytes: of every value that lives before the step ends; for a whole op without what it gives.
+        result_bytes: of what a whole op gives.
     """
 
     stage: int
     node: int
     held_bytes: int
+    result_bytes: int = 0
 
 
 def owner(nodes: Sequence[Node], i: int) -> int:
@@ -91,8 +93,7 @@ def moments(program: Program) -> Iterator[Moment]:
         yield Moment(number, -1, sum(held.values()))
         _drop(held, life.after_pass)
         for place, w in enumerate(stage.wholes):
-            results = result_bytes(program.nodes[w])
-            yield Moment(number, w, sum(held.values()) + results)
+            yield Moment(number, w, sum(held.values()), result_bytes(program.nodes[w]))
             held |= {i: value_bytes(program.nodes[i]) for i in made_by(program, w)}
             _drop(held, life.after_whole[place])
 

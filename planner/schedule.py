@@ -12,9 +12,11 @@ from plait.ops.errors import BudgetTooSmall, PlanError
 from plait.ops.wholes import VIEWS, is_view
 from plait.planner.blocks import COARSE, FINE, PAGE, SCOPE_PIECE, SCOPE_PIECES, SPARSE_LIMIT, stage_buffers
 from plait.planner.cost import (
+    Lease,
     component_bytes,
     input_bytes,
     kernel_count,
+    lease_of,
     looking_bytes,
     output_bytes,
     recounts,
@@ -250,7 +252,7 @@ class _Memory:
     keep_limit: int
     minimum: int
     peak_task: str
-    states: tuple[int, ...]
+    held: tuple[Lease, ...]
     lean: tuple[int, ...]
 
 
@@ -280,14 +282,14 @@ def _fit(programs: Sequence[Program], components: Sequence[Component], resources
             needed=minimum,
             budget=resources.memory_bytes,
         )
-    retried = [component_bytes(p) for p in programs]  # room to do again here what a GPU has no memory for, where there is some
-    if lean := on_gpu if runtime + arena + max(retried, default=0) > resources.memory_bytes else ():
-        retried = states
-    states, state = retried, max(retried, default=0)
+    retried = max(map(component_bytes, programs), default=0)  # room to do again here what a GPU has no memory for, where there is some
+    lean = on_gpu if runtime + arena + retried > resources.memory_bytes else ()
+    held = tuple(lease_of(p, on_gpu=n in on_gpu, lean=n in lean) for n, p in enumerate(programs))
+    state = max((lease.most for lease in held), default=0)
     workers = max(1, min(resources.workers, (resources.memory_bytes - runtime - state) // max(arena, 1)))
     limit = resources.memory_bytes - runtime - workers * arena
     keep_limit = min(int(limit * KEEP_SHARE), limit - state) // workers  # the heaviest component must still fit beside every slab
-    return _Memory(workers, runtime, arena, limit, keep_limit, minimum, name, tuple(states), lean)
+    return _Memory(workers, runtime, arena, limit, keep_limit, minimum, name, held, lean)
 
 
 def _scope_bytes(programs: Sequence[Program], components: Sequence[Component]) -> int:
@@ -344,8 +346,7 @@ def _read_again(p: Program) -> int:
 def _predict(programs: Sequence[Program], keeps: Sequence[bool], components: Sequence[Component], memory: _Memory, timing: Timing) -> Prediction:
     used = Counter(c.program for c in components)
     slab = max((slab_bytes(programs[n]) for n in used if keeps[n]), default=0)
-    held = memory.states
-    peak_state, peak_at = _widest_window([held[c.program] for c in components], memory.workers, memory.state_limit - memory.workers * slab)
+    peak_state, peak_at = _widest_window([memory.held[c.program] for c in components], memory.workers, memory.state_limit - memory.workers * slab)
     moved = {n: _moved(programs[n], keeps[n]) for n in used}
     extra = sum(moved[n].extra * count for n, count in used.items())
     looks = max((sum(any(key.startswith("kth_magnitude") for key in s.scopes) for s in p.stages) for p in programs), default=0)
@@ -368,22 +369,25 @@ def _predict(programs: Sequence[Program], keeps: Sequence[bool], components: Seq
     )
 
 
-def _widest_window(states: Sequence[int], workers: int, limit: int) -> tuple[int, int]:
-    """Most that the open components hold together, and the heaviest of them.
+def _widest_window(held: Sequence[Lease], workers: int, limit: int) -> tuple[int, int]:
+    """Most that the open components hold together, and which of them holds most at its peak.
 
     The engine opens components in order, at most `workers` at a time, none further than `WINDOW * workers` from the oldest
-    open one, and only within `limit`.
+    open one, and only within `limit`. One of them has its turn at a whole op.
     """
     best, at = 0, 0
     reach = WINDOW * workers
-    near = sorted(states[:reach])  # of the window that begins at `first`, kept sorted while it slides
-    for first, leaving in enumerate(states):
-        held = sum(near[-workers:])
-        if held > best:
-            best, at = held, states.index(near[-1], first)
-        del near[bisect_left(near, leaving)]
-        insort(near, states[first + reach] if first + reach < len(states) else 0)
-    return min(best, max(limit, max(states, default=0))), at
+    near = held[:reach]
+    always, in_turn = sorted(h.always for h in near), sorted(h.in_turn for h in near)  # of the window that begins at `first`, sorted while it slides
+    for first, leaving in enumerate(held):
+        together = sum(always[-workers:]) + in_turn[-1]
+        if together > best:
+            best, at = together, max(range(first, min(first + reach, len(held))), key=lambda i: held[i].most)
+        entering = held[first + reach] if first + reach < len(held) else Lease(0)
+        for values, gone, new in ((always, leaving.always, entering.always), (in_turn, leaving.in_turn, entering.in_turn)):
+            del values[bisect_left(values, gone)]
+            insort(values, new)
+    return min(best, max(limit, max((h.most for h in held), default=0))), at
 
 
 # -- sizes as text -------------------------------------------------------------------------------

@@ -355,13 +355,19 @@ def test_every_method_is_in_a_test_of_order():
     assert {name for name, m in methods().items() if not m.symmetric} == {"slerp", "arcee_fusion", "nearswap", "expo", "magmax", "opcm"}
 
 
+def opposed(a: F64, b: F64) -> bool:
+    """Whether two vectors point in opposite directions."""
+    return float((a * b).sum()) < -0.9999 * float(np.linalg.norm(a) * np.linalg.norm(b))
+
+
 @pytest.mark.parametrize("name", [*SMOOTH, *PAIRS, *ELECTING, *SCORING, "iso_c"])
 def test_two_experts_of_equal_weight_may_change_places(name: str):
-    """Sums of two numbers commute: the same bits."""
+    """Sums of two numbers commute: the same bits. Between opposite directions every way is as short, and Karcher's mean is the first's."""
 
     @examples(4)
     @given(family=families(("F32", "F32", "F32")))
     def check(family: Family) -> None:
+        assume(name != "karcher" or not any(opposed(*(d[tensor] for d in deltas(family))) for tensor in family.base))
         make = call(name, **{**SMOOTH, **PAIRS, **ELECTING, **SCORING}.get(name, {}))
         with on_disk(family) as (folder, base, experts):
             assert run(make(base, experts), folder / "a") == run(make(base, experts[::-1]), folder / "b")
@@ -435,7 +441,7 @@ def test_ties_keeps_exactly_the_largest(scope: str, backend: str, keep: float):
     def check(family: Family, density: float, workers: int) -> None:
         zero = Family({n: np.zeros_like(t) for n, t in family.base.items()}, family.experts)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(plait.planner.schedule, "_KEEP_SHARE", keep)
+            patch.setattr(plait.planner.schedule, "KEEP_SHARE", keep)
             got = values(zero, call("ties", density=density, scope=scope), backend=backend, workers=workers)
         delta = deltas(zero)[0]
         kept = keep_first(delta, density, scope)
@@ -471,7 +477,7 @@ def test_a_missed_digit_costs_a_pass_and_no_bit():
     size = 3 * pieces * piece
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plait.planner.blocks, "BLOCK", 1 << 14)
-        patch.setattr(plait.planner.schedule, "_KEEP_SHARE", 0.0)
+        patch.setattr(plait.planner.schedule, "KEEP_SHARE", 0.0)
         step = (size - piece) // (pieces - 1)
         sampled = np.zeros(size, bool)
         for k in range(pieces):

@@ -12,20 +12,25 @@ from plait.engine.ledger import Ledger
 from plait.ops.errors import KernelError
 
 
-@given(st.integers(0, 1000), st.lists(st.tuples(st.booleans(), st.integers(0, 400)), max_size=60))
-def test_any_sequence_stays_within_the_limit(limit: int, steps: list[tuple[bool, int]]):
-    """Leases are granted exactly when they fit; used and peak are those of a list of open leases."""
-    book, open_leases, peak = Ledger(limit), [], 0
-    for take, nbytes in steps:
+def _together(leases: list[tuple[int, int]]) -> int:
+    return sum(nbytes for nbytes, _ in leases) + max((in_turn for _, in_turn in leases), default=0)
+
+
+@given(st.integers(0, 1000), st.lists(st.tuples(st.booleans(), st.integers(0, 400), st.integers(0, 300)), max_size=60))
+def test_any_sequence_stays_within_the_limit(limit: int, steps: list[tuple[bool, int, int]]):
+    """Leases are granted exactly when they fit, beside the largest that is used in turn; used and peak are those of a list of open leases."""
+    book, peak = Ledger(limit), 0
+    open_leases: list[tuple[int, int]] = []
+    for take, nbytes, in_turn in steps:
         if take:
-            fits = sum(open_leases) + nbytes <= limit
-            assert book.lease(nbytes) is fits
+            fits = _together([*open_leases, (nbytes, in_turn)]) <= limit
+            assert book.lease(nbytes, in_turn) is fits
             if fits:
-                open_leases.append(nbytes)
+                open_leases.append((nbytes, in_turn))
         elif open_leases:
-            book.release(open_leases.pop())
-        peak = max(peak, sum(open_leases))
-        assert (book.used_bytes, book.peak_bytes) == (sum(open_leases), peak)
+            book.release(*open_leases.pop())
+        peak = max(peak, _together(open_leases))
+        assert (book.used_bytes, book.peak_bytes) == (_together(open_leases), peak)
         assert book.used_bytes <= limit
 
 
@@ -35,6 +40,9 @@ def test_giving_back_more_than_was_taken():
     assert book.lease(40)
     with pytest.raises(KernelError, match="41 bytes but only 40"):
         book.release(41)
+    assert book.used_bytes == 40
+    with pytest.raises(KernelError, match="only 40"):
+        book.release(20, 7)
     assert book.used_bytes == 40
 
 

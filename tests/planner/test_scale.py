@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import plait
 from plait.ops.errors import CheckpointError
 from plait.planner import safetensors_header
+from plait.planner.cost import Lease
 from plait.planner.header_text import decoded
 from plait.planner.layout import index_json, make_layout
 from plait.planner.safetensors_header import read_header
@@ -93,15 +94,20 @@ def test_the_expression_of_a_kind_of_tensor_is_lowered_once(tmp_path: Path, monk
 
 
 # -- the sliding window -----------------------------------------------------------------------------
-@given(st.lists(st.sampled_from([0, 0, 1, 2, 5, 7, 100]), max_size=40), st.integers(1, 6), st.integers(0, 300))
-def test_widest_window_is_that_of_the_definition(states: list[int], workers: int, limit: int):
-    """The most that any `workers` components among `WINDOW * workers` neighbours hold, and the first of the heaviest there."""
+_SIZES = st.sampled_from([0, 0, 1, 2, 5, 7, 100])
+
+
+@given(st.lists(st.builds(Lease, _SIZES, _SIZES), max_size=40), st.integers(1, 6), st.integers(0, 300))
+def test_widest_window_is_that_of_the_definition(leases: list[Lease], workers: int, limit: int):
+    """The most that any `workers` components among `WINDOW * workers` neighbours hold always, and the most that one there holds in turn."""
     best, at = 0, 0
-    for first in range(len(states)):
-        near = sorted(range(first, min(first + WINDOW * workers, len(states))), key=lambda j: -states[j])[:workers]
-        if states[first] and sum(states[j] for j in near) > best:
-            best, at = sum(states[j] for j in near), near[0]
-    assert _widest_window(states, workers, limit) == (min(best, max(limit, max(states, default=0))), at)
+    for first in range(len(leases)):
+        near = range(first, min(first + WINDOW * workers, len(leases)))
+        always = sorted((leases[j].always for j in near), reverse=True)[:workers]
+        together = sum(always) + max(leases[j].in_turn for j in near)
+        if together > best:
+            best, at = together, max(near, key=lambda j: (leases[j].most, -j))
+    assert _widest_window(leases, workers, limit) == (min(best, max(limit, max((h.most for h in leases), default=0))), at)
 
 
 # -- headers: all at once, and one by one -----------------------------------------------------------

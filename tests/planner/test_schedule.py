@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 import plait
 from plait.ops.errors import BudgetTooSmall, PlanError
-from plait.planner.cost import component_bytes
+from plait.planner.cost import component_bytes, lease_of
 from plait.planner.explain import to_text
 from plait.planner.plan import Plan
 from plait.planner.program import scope_of
@@ -95,12 +96,13 @@ def test_the_predicted_state_covers_any_window(recipes: dict[str, Path], name: s
     """Whichever components the engine may have open at once, together they hold no more than predicted."""
     least = planned(recipes, name, "2GiB").prediction.minimum_bytes
     plan = planned(recipes, name, least + more, workers)
-    states = [component_bytes(plan.program_of(c)) for c in plan.components]
+    leases = [lease_of(plan.program_of(c)) for c in plan.components]
     p = plan.prediction
     limit = plan.budget_bytes - p.runtime_bytes - plan.workers * (p.worker_bytes + p.slab_bytes)
-    for first in range(len(states)):
-        near = sorted(states[first : first + WINDOW * plan.workers], reverse=True)[: plan.workers]
-        assert min(sum(near), limit) <= p.state_bytes
+    for first in range(len(leases)):
+        near = leases[first : first + WINDOW * plan.workers]
+        for together in combinations(near, min(plan.workers, len(near))):
+            assert min(sum(h.always for h in together) + max(h.in_turn for h in together), limit) <= p.state_bytes
 
 
 def test_more_memory_never_means_fewer_workers(recipes: dict[str, Path]):

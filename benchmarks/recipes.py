@@ -61,7 +61,7 @@ FOR_BOTH = {
     "arcee_fusion": Recipe(most=1),
 }
 #: Methods that mergekit sorts or iterates for, where streaming saves most.
-SORTED_THERE = ("ties", "dare_ties", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "sce", "karcher")
+SORTED_THERE = ("ties", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "sce", "karcher")
 
 
 #: Every method and step that needs weights alone; those that mergekit has not run with the parameters of their examples.

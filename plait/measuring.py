@@ -9,15 +9,13 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from plait.ops.errors import KernelError
-
-SAMPLE_S = 0.004
+from plait.watching import Command, Watched, private_bytes, watch
 
 #: `plait ARGS`, and then the names of all imported modules in the file that is named first.
 _WITH_MODULES = """
@@ -44,54 +42,40 @@ sys.stdin.read()
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One process from its start to its end.
+    """One process of plait from its start to its end.
 
     Attributes:
-        status: its exit status.
-        wall_s: seconds on the clock.
+        status: its exit status; None where it was stopped at its time limit.
+        wall_s, cpu_s: seconds on the clock, and of all threads.
         peak_bytes: most private memory of any sample, imports included.
         output: what it printed.
         modules: what it had imported at its end.
     """
 
-    status: int
+    status: int | None
     wall_s: float
+    cpu_s: float
     peak_bytes: int
     output: str
     modules: tuple[str, ...]
 
 
-def private_bytes(pid: int) -> int:
-    """Private memory of a process in bytes; 0 when it has ended, or where the system does not say."""
-    try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ProcessLookupError):
-        pass
-    return 0
-
-
-def measured(arguments: Sequence[str | Path], every_s: float = SAMPLE_S) -> Measured:
+def measured(arguments: Sequence[str | Path]) -> Measured:
     """Run `plait ARGUMENTS` and sample its memory until it ends."""
     with tempfile.TemporaryDirectory(prefix="plait-measure-") as folder:
-        names, log = Path(folder) / "modules.json", Path(folder) / "log"
-        command = [sys.executable, "-c", _WITH_MODULES, str(names), *map(str, arguments)]
-        peak = 0
-        with open(log, "wb") as stream:
-            begun = time.perf_counter()
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
-            try:
-                while process.poll() is None:
-                    peak = max(peak, private_bytes(process.pid))
-                    time.sleep(every_s)
-            except BaseException:
-                process.terminate()
-                process.wait()
-                raise
-            wall = time.perf_counter() - begun
-        modules = json.loads(names.read_text()) if names.exists() else []
-        return Measured(process.returncode, wall, peak, log.read_text(errors="replace"), tuple(modules))
+        names = Path(folder) / "modules.json"
+        return noted(watch(noting(names, arguments)), names)
+
+
+def noting(names: Path, arguments: Sequence[str | Path], limit_s: float | None = None) -> Command:
+    """`plait ARGUMENTS`, which at its end writes the names of all that it imported into a file."""
+    return Command((sys.executable, "-c", _WITH_MODULES, str(names), *map(str, arguments)), limit_s=limit_s)
+
+
+def noted(found: Watched, names: Path) -> Measured:
+    """What was measured, with the names of that file."""
+    modules = json.loads(names.read_text()) if names.exists() else []
+    return Measured(found.status, found.wall_s, found.cpu_s, found.peak_bytes, found.output, tuple(modules))
 
 
 def import_bytes(modules: Sequence[str]) -> int:
@@ -140,7 +124,7 @@ class MemoryRun:
         return {**{name: getattr(self, name) for name in self.__slots__}, "within": self.within}
 
 
-def merge_measured(recipe: Path, folder: Path, budget: str, more: Sequence[str]) -> Measured:
+def merge_measured(recipe: Path, folder: Path, budget: str, more: Sequence[str] = ()) -> Measured:
     """A merge in a process of its own, into a temporary folder inside `folder` that is removed.
 
     Raises:

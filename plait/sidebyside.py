@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +13,9 @@ from statistics import median
 from typing import Any
 
 from plait.engine.floor import floor, warm, writes_direct
-from plait.measuring import SAMPLE_S, private_bytes
 from plait.ops.errors import KernelError, PlaitError
 from plait.planner.plan import Plan
+from plait.watching import Command, watch
 
 #: No program is to look for models or updates on a network.
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
@@ -130,35 +128,14 @@ def _floor(files: Sequence[Path], plan: Plan, out: Path, row: Row) -> None:
 
 
 def _run(peer: Peer, recipe: Path, out: Path, row: Row) -> None:
-    with tempfile.TemporaryFile() as log:
-        begun = time.perf_counter()
-        try:
-            process = subprocess.Popen(
-                peer.command(recipe.resolve(), out),
-                cwd=recipe.resolve().parent,
-                env={**os.environ, **_OFFLINE},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        except OSError as error:
-            raise KernelError(f"{peer.name} cannot be started ({error.strerror}: {peer.words[0]})", peer=peer.name) from error
-        peak = 0
-        try:
-            while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
-                peak = max(peak, private_bytes(process.pid))
-                time.sleep(SAMPLE_S)
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        row.wall_s.append(time.perf_counter() - begun)
-        process.returncode = os.waitstatus_to_exitcode(ended[1])
-        row.cpu_s.append(ended[2].ru_utime + ended[2].ru_stime)
-        row.peak_bytes.append(peak)
-        log.seek(0)
-        said = log.read().decode(errors="replace")
+    try:
+        found = watch(Command(peer.command(recipe.resolve(), out), _OFFLINE, str(recipe.resolve().parent)))
+    except OSError as error:
+        raise KernelError(f"{peer.name} cannot be started ({error.strerror}: {peer.words[0]})", peer=peer.name) from error
+    row.wall_s.append(found.wall_s)
+    row.cpu_s.append(found.cpu_s)
+    row.peak_bytes.append(found.peak_bytes)
     shutil.rmtree(out, ignore_errors=True)
     os.sync()
-    if process.returncode:
-        raise KernelError(f"{peer.name} ended with status {process.returncode}: {said.strip()[-1500:] or 'it said nothing'}", peer=peer.name)
+    if found.status:
+        raise KernelError(f"{peer.name} ended with status {found.status}: {found.output.strip()[-1500:] or 'it said nothing'}", peer=peer.name)

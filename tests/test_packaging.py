@@ -74,6 +74,17 @@ def test_wheel_carries_licence_types_and_command(wheel: Path):
     assert "plait = plait.cli:main" in archive.read(script).decode()
 
 
+def test_wheel_holds_the_scripts_of_pages(tree: Path, wheel: Path, installed: Path, tmp_path: Path):
+    """Every asset is there as in the tree, the licences of the libraries included, and a page with a graph is made from them."""
+    assets = tree / "plait" / "page" / "assets"
+    archive = zipfile.ZipFile(wheel)
+    expected = {f"plait/page/assets/{f.relative_to(assets).as_posix()}": f.read_bytes() for f in assets.rglob("*") if f.is_file()}
+    assert {n: archive.read(n) for n in archive.namelist() if n.startswith("plait/page/assets/")} == expected
+    assert {"cytoscape.LICENSE", "dagre.LICENSE", "uPlot.LICENSE"} <= {Path(n).name for n in expected}
+    code = "from plait.page import *; print(len(Page('t', '', [Section('s', [Graph('g', '', [GraphNode('a', 'a')], [])])]).render()))"
+    assert int(run("-c", code, cwd=tmp_path, plain=installed)) > 400_000
+
+
 def test_installed_wheel_imports_from_elsewhere(installed: Path, tmp_path: Path):
     """Every part comes from the installed files, from any folder."""
     code = "import plait, plait.ops, plait.planner, plait.engine as e, plait.ops.methods, plait.ops.kernels; print(plait.__file__, e.__file__, sep='\\n')"

@@ -370,24 +370,30 @@ def _predict(programs: Sequence[Program], keeps: Sequence[bool], components: Seq
 
 
 def _widest_window(held: Sequence[Lease], workers: int, limit: int) -> tuple[int, int]:
-    """Most that the open components hold together, and which of them holds most at its peak.
+    """Most that the open components hold together, and which of them holds most at its peak."""
+    together = windows(held, workers, limit)
+    best = max(together, default=0)
+    first = together.index(best) if best else 0
+    return best, max(range(first, min(first + WINDOW * workers, len(held))), key=lambda i: held[i].most, default=0)
+
+
+def windows(held: Sequence[Lease], workers: int, limit: int) -> list[int]:
+    """For each component, most that the open ones hold together while it is the oldest of them.
 
     The engine opens components in order, at most `workers` at a time, none further than `WINDOW * workers` from the oldest
     open one, and only within `limit`. One of them has its turn at a whole op.
     """
-    best, at = 0, 0
-    reach = WINDOW * workers
+    reach, found = WINDOW * workers, list[int]()
     near = held[:reach]
     always, in_turn = sorted(h.always for h in near), sorted(h.in_turn for h in near)  # of the window that begins at `first`, sorted while it slides
     for first, leaving in enumerate(held):
-        together = sum(always[-workers:]) + in_turn[-1]
-        if together > best:
-            best, at = together, max(range(first, min(first + reach, len(held))), key=lambda i: held[i].most)
+        found.append(sum(always[-workers:]) + in_turn[-1])
         entering = held[first + reach] if first + reach < len(held) else Lease(0)
         for values, gone, new in ((always, leaving.always, entering.always), (in_turn, leaving.in_turn, entering.in_turn)):
             del values[bisect_left(values, gone)]
             insort(values, new)
-    return min(best, max(limit, max((h.most for h in held), default=0))), at
+    most = max(limit, max((h.most for h in held), default=0))
+    return [min(bytes_held, most) for bytes_held in found]
 
 
 # -- sizes as text -------------------------------------------------------------------------------

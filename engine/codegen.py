@@ -26,8 +26,8 @@ _LOADS = {"BF16": ("uint16", "load_bf16({})"), "F16": ("uint16", "load_f16({})")
 _PEAKS = {"BF16": "peak16", "F16": "peak16", "F32": "peak32"}
 _STORES = {"BF16": ("uint16", "store_bf16({})"), "F16": ("uint16", "store_f16({})"), "F32": ("float32", "{}")}
 
-_DOTS = ("dot", "row_dot")
-#: Sums and operands of the inner products that are added up in one sweep: vectors of eight float64, of which a processor with AVX-512 has 32.
+_SUMS = ("dot", "row_dot", "sum", "row_sum")
+#: Sums and operands of those that are added up in one sweep: vectors of eight float64, of which a processor with AVX-512 has 32.
 SWEEP_REGISTERS = 30
 
 #: Lengths are not checked in compiled code, and slices must not be cut short.
@@ -42,7 +42,7 @@ from plait.ops.kernels.jit_bits import bits_to_f32, f32_to_bits, load_bf16, load
 from plait.ops.kernels.jit_elementary import exp_f32, log_f64, tanh_f32
 from plait.ops.kernels.jit_philox import philox_fill
 from plait.ops.kernels.jit_rank import row_ranks
-from plait.ops.kernels.jit_reduce import accumulate, accumulate_columns, combine, dot_sweep, larger, row_largest, row_max
+from plait.ops.kernels.jit_reduce import accumulate_columns, combine, larger, row_largest, row_max, sum_sweep
 from plait.ops.kernels.jit_select import count_digits, harvest
 
 MAGNITUDE = np.uint32(0x7FFFFFFF)
@@ -100,7 +100,9 @@ class _Generator:
         self.kernel.sums = [i for i in stage.folds if self.nodes[i].op in NUMBER_FOLDS]
         self.kernel.columns = [i for i in stage.folds if self.nodes[i].op == "column_dot"]
         self.kernel.gathered = [i for i in stage.folds if self.nodes[i].op == "row_values"]
-        self.reductions = [i for i in stage.compute if self.nodes[i].op in ("row_sum", "row_dot", "row_max", "row_largest")] + self.kernel.sums
+        self.counts = [i for i in self.kernel.sums if self.nodes[i].op == "sum" and self.nodes[self.nodes[i].inputs[0]].dtype == "bool"]
+        self.reductions = [i for i in stage.compute if self.nodes[i].op in ("row_sum", "row_dot", "row_max", "row_largest")]
+        self.reductions += [i for i in self.kernel.sums if i not in self.counts]
         self.kernel.checked = list(checked_loads(program, stage))
         self.unchecked = list(self.kernel.checked)
         self.phase = self._phases()
@@ -108,7 +110,7 @@ class _Generator:
         self.ids: dict[int, int] = {}
         self.scalar_names: dict[tuple[int, str], str] = {}
         self.scratch_rows = 0
-        self.sweeps: list[tuple[tuple[int, int, int], ...]] = []
+        self.sweeps: list[tuple[tuple[int, ...], ...]] = []
 
     def _id(self, i: int) -> int:
         """Nodes are named in the order in which they are first written, so that equal stages of different expressions share a kernel."""
@@ -138,7 +140,7 @@ class _Generator:
         k.arrays = len(arguments)
         pointers = [f"types.CPointer({dtype})" for _, dtype, _ in arguments]
         lines = [_PRELUDE, f"SIGNATURE = (int64, int64, int64, {', '.join(pointers)})", ""]
-        lines += [f"dots{number} = dot_sweep({dots})" for number, dots in enumerate(self.sweeps)]
+        lines += [f"sums{number} = sum_sweep({sums})" for number, sums in enumerate(self.sweeps)]
         lines += ["", f"def kernel(n, start, row, {', '.join(f'p_{name}' for name, _, _ in arguments)}):"]
         lines += [f"    {name} = carray(p_{name}, ({_UNBOUNDED}{f', {width}' if width else ''},))" for name, _, width in arguments]
         lines += _indent(self.prologue, 1)
@@ -195,12 +197,13 @@ class _Generator:
     def _phase(self, phase: int) -> list[str]:
         here = [i for i in self.reductions if self._phase_of(i) == phase]
         columns = [i for i in self.kernel.columns if self._phase_of(i) == phase]
+        counted = [i for i in self.counts if self._phase_of(i) == phase]
         ranked = [i for i in self.kernel.ranks if self._phase_of(i) == phase]
         selected = [i for i in self.kernel.selects if self._phase_of(i) == phase]
         kept = [i for i in self.stage.keeps if self.phase[i] == phase]
         root = self.program.root
         stores = self.stage.store and self.phase[root] == phase
-        targets = {j for i in (*here, *columns, *ranked, *selected) for j in self._swept(i)} | set(kept) | ({root} if stores else set())
+        targets = {j for i in (*here, *columns, *counted, *ranked, *selected) for j in self._swept(i)} | set(kept) | ({root} if stores else set())
         sweep = self._closure(targets)
         if not targets:
             return self._row_values(phase)
@@ -211,11 +214,11 @@ class _Generator:
         self.scratch_rows = max(self.scratch_rows, len(scratch))
         lines = [f"acc[{self.reductions.index(i)}, :] = {self._identity(i)}" for i in here]
         lines += [f"for c in range(0, row, {CHUNK}):", f"    m = min({CHUNK}, row - c)", "    p = base + c"]
-        lines += _indent(self._chunk(sweep, scratch, ranked, kept, stores), 1)
+        lines += _indent(self._chunk(sweep, scratch, counted, ranked, kept, stores), 1)
         if scratch:
             pads = [f"        F[{k}, j] = float32(0.0)" for k in scratch.values()]
             lines += ["    m8 = (m + 7) & ~7", "    for j in range(m, m8):", *pads]
-        lines += _indent([self._reduce(i, scratch) for i in here if self.nodes[i].op not in _DOTS] + self._dots(here, scratch), 1)
+        lines += _indent([self._reduce(i, scratch) for i in here if self.nodes[i].op not in _SUMS] + self._sums(here, scratch), 1)
         for i in columns:
             x, y = (f"F[{scratch[j]}]" for j in self._swept(i))
             lines.append(f"    accumulate_columns(cols[{self.kernel.columns.index(i)}], {x}, {y}, c, m)")
@@ -252,7 +255,7 @@ class _Generator:
                 stack.extend(j for j in data_inputs(self.nodes[i]) if self.nodes[j].space == "tensor")
         return sorted(found)
 
-    def _chunk(self, sweep: list[int], scratch: dict[int, int], ranked: list[int], kept: list[int], stores: bool) -> list[str]:
+    def _chunk(self, sweep: list[int], scratch: dict[int, int], counted: list[int], ranked: list[int], kept: list[int], stores: bool) -> list[str]:
         lines = []
         for i in sweep:
             if self.nodes[i].op == "random_bits":
@@ -266,6 +269,7 @@ class _Generator:
             elif self.nodes[i].op == "row_rank":
                 lines.append(f"a{self._id(i)} = ranks[{self.kernel.ranks.index(i)}, c:c + m]")
         lines += [f"f{k} = F[{k}]" for k in scratch.values()]
+        lines += [f"n{self.counts.index(i)} = uint32(0)" for i in counted]
         lines += [f"x{self._id(i)} = X[{self.kernel.ranks.index(i)}, c:c + m]" for i in ranked]
         lines += [f"k{self._id(i)} = keep{self._id(i)}[p:p + m]" for i in kept]
         if stores:
@@ -273,14 +277,15 @@ class _Generator:
         cuts = [i for i in sweep if self.nodes[i].op == "keep_top"]
         loop = [f"v{self._id(i)} = {self._value(i)}" for i in sweep]
         loop += [f"f{k}[j] = {self._as(i, 'f')}" for i, k in scratch.items()]
+        loop += [f"n{k} = uint32(n{k} + uint32(v{v}))" for k, v in ((self.counts.index(i), self._id(self.nodes[i].inputs[0])) for i in counted)]
         loop += [f"x{self._id(i)}[j] = {self._as(self.nodes[i].inputs[0], 'f')}" for i in ranked]
         loop += [f"k{self._id(i)}[j] = v{self._id(i)}" for i in kept]
         if stores:
             loop.append("o[j] = " + _STORES[self.program.dtype][1].format(self._as(self.program.root, "f")))
         looks = self._looks(sweep, stores)
-        if not cuts:
-            return [*lines, "for j in range(m):", *_indent(loop or ["pass"], 1), *looks]
-        return [*lines, *self._segments(cuts, loop), *looks]
+        ends = [f"facc[{self.kernel.sums.index(i)}] += float64(n{self.counts.index(i)})" for i in counted]  # whole numbers, exact in any order
+        swept = self._segments(cuts, loop) if cuts else ["for j in range(m):", *_indent(loop or ["pass"], 1)]
+        return [*lines, *swept, *ends, *looks]
 
     def _looks(self, sweep: list[int], stores: bool) -> list[str]:
         """The largest magnitude of a chunk of each input that is read for the first time, and of the output: infinity and NaN show there."""
@@ -373,26 +378,24 @@ class _Generator:
     def _reduce(self, i: int, scratch: dict[int, int]) -> str:
         node, a = self.nodes[i], self.reductions.index(i)
         x = f"F[{scratch[node.inputs[0]]}]"
-        if node.op in ("row_max", "row_largest", "largest"):
-            return f"acc[{a}, 0] = larger(acc[{a}, 0], {'row_max' if node.op == 'row_max' else 'row_largest'}({x}, m))"
-        return f"accumulate(acc[{a}], {x}, m8)"
+        return f"acc[{a}, 0] = larger(acc[{a}, 0], {'row_max' if node.op == 'row_max' else 'row_largest'}({x}, m))"
 
-    def _dots(self, here: list[int], scratch: dict[int, int]) -> list[str]:
-        """Inner products, as many in one sweep as the processor has registers for their sums and operands."""
-        sweeps: list[list[tuple[int, int, int]]] = [[]]
+    def _sums(self, here: list[int], scratch: dict[int, int]) -> list[str]:
+        """Sums and inner products, as many in one sweep as the processor has registers for them and their operands."""
+        sweeps: list[list[tuple[int, ...]]] = [[]]
         for i in here:
-            if self.nodes[i].op in _DOTS:
-                one, other = (scratch[j] for j in self.nodes[i].inputs)
-                operands = {one, other, *(row for _, *pair in sweeps[-1] for row in pair)}
+            if self.nodes[i].op in _SUMS:
+                rows = [scratch[j] for j in self.nodes[i].inputs]
+                operands = {*rows, *(row for _, *others in sweeps[-1] for row in others)}
                 if len(sweeps[-1]) + 1 + len(operands) > SWEEP_REGISTERS:
                     sweeps.append([])
-                sweeps[-1].append((self.reductions.index(i), one, other))
-        return [f"{self._sweep_name(tuple(dots))}(acc, F, m8)" for dots in sweeps if dots]
+                sweeps[-1].append((self.reductions.index(i), *rows))
+        return [f"{self._sweep_name(tuple(sums))}(acc, F, m8)" for sums in sweeps if sums]
 
-    def _sweep_name(self, dots: tuple[tuple[int, int, int], ...]) -> str:
-        if dots not in self.sweeps:
-            self.sweeps.append(dots)
-        return f"dots{self.sweeps.index(dots)}"
+    def _sweep_name(self, sums: tuple[tuple[int, ...], ...]) -> str:
+        if sums not in self.sweeps:
+            self.sweeps.append(sums)
+        return f"sums{self.sweeps.index(sums)}"
 
     def _row_values(self, phase: int) -> list[str]:
         """Row folds that ended in `phase`, and the arithmetic on them, in float64."""

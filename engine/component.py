@@ -126,6 +126,8 @@ class ComponentRun:
                 self._recall()
                 try:
                     yield from self._sweep(sweep, recount)
+                    if self.program.gives_numbers and not recount and sweep + 1 == self.host.plan.sweeps:
+                        self.smalls.write_root()
                     return
                 except Spoiled:  # nothing of the output is written before the last pass, and everything was read by then
                     self.tensors.clear()

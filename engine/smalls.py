@@ -62,6 +62,13 @@ class SmallValues:
                 self.values[i] = self._compute(i)
         return self.values[i]
 
+    def write_root(self) -> None:
+        """Hand out an output that is a few numbers."""
+        place = self.host.plan.layout.places[self.component.name]
+        numbers = np.ascontiguousarray(self.value(self.program.root), np.float64).reshape(-1)
+        self.host.sink.write(place.shard, place.offset, numbers.view(np.uint8))
+        self.host.progress(place.nbytes)
+
     def _compute(self, i: int) -> Any:
         node = self.program.nodes[i]
         if node.op == "const":

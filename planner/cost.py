@@ -48,6 +48,8 @@ def stage_read_bytes(program: Program, stage: Stage) -> int:
 
 def output_bytes(program: Program) -> int:
     """Bytes of the stored output."""
+    if program.gives_numbers:
+        return numel(program.nodes[program.root].shape) * BY_CODE[program.dtype].itemsize
     return program.numel * BY_CODE[program.dtype].itemsize
 
 

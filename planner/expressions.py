@@ -22,6 +22,8 @@ from plait.planner.program import Program, lower
 from plait.planner.types import Job, TensorRef
 
 Build = Callable[[Sequence[LazyTensor]], LazyTensor]
+#: Storage code of outputs that are a few numbers, which are kept as they are computed.
+NUMBERS = "F64"
 
 
 class OutputSpec(NamedTuple):
@@ -29,7 +31,7 @@ class OutputSpec(NamedTuple):
 
     Attributes:
         name: of the output.
-        dtype: storage code of the output.
+        dtype: storage code of the output; `NUMBERS` where it is a small value.
         leaves: the stored tensors it may read, each once.
         signature: equal for outputs whose expressions differ in the leaves alone.
         build: from leaves to expression.
@@ -154,7 +156,7 @@ def compile_specs(specs: Sequence[OutputSpec]) -> tuple[list[Program], list[int]
 
 def _root(spec: OutputSpec, leaves: Sequence[LazyTensor]) -> LazyTensor:
     root = spec.build(leaves)
-    if root.space != "tensor":
+    if root.space != ("small" if spec.dtype == NUMBERS and root.op.name != "load" else "tensor"):
         raise ValueError("the expression gives numbers, not a tensor")
     return root
 

@@ -33,7 +33,8 @@ def verify(program: Program) -> None:
     """Check what every lowered program must keep; a failure is a fault of plait, not of the recipe.
 
     Rules: inputs come before users and nothing is circular; each stage has, before it computes a node, all that the node needs; a fold
-    or whole op ends in one stage, before its first user; exactly the last stage stores the root.
+    or whole op ends in one stage, before its first user; exactly the last stage stores the root, and none where
+    that is a few numbers, which are known at the end.
 
     Raises:
         PlanError: a rule is broken; names the node.
@@ -69,7 +70,10 @@ def verify(program: Program) -> None:
                 raise _fault(f"the whole op {program.nodes[w].op} lacks node {lost[0]} ({program.nodes[lost[0]].op})")
             done |= {w, *(i for i, n in enumerate(program.nodes) if n.op == "part" and n.inputs == (w,))}
         kept |= set(stage.keeps)
-    if [stage.store for stage in program.stages] != [False] * (len(program.stages) - 1) + [True]:
+    if program.gives_numbers:
+        if program.root not in _small_ready(program, done) or any(stage.store for stage in program.stages):
+            raise _fault("its numbers are not known at the end")
+    elif [stage.store for stage in program.stages] != [False] * (len(program.stages) - 1) + [True]:
         raise _fault("not exactly the last stage stores the result")
 
 

@@ -11,7 +11,8 @@ stage reads again. Which stage a node belongs to follows from the graph alone:
     whole                ready one stage after its input; after a whole op or from small values of the same stage, in that stage
     small                ready with its inputs
 
-Maps are recomputed in every stage that needs them: they cost less than keeping a tensor. Where whole ops meet model-wide statistics,
+Maps are recomputed in every stage that needs them: they cost less than keeping a tensor. An expression may also end in a few numbers:
+then no stage stores, and the output is the small value itself. Where whole ops meet model-wide statistics,
 stages of one sweep over the model all come before those of the next, and whole results are recomputed (`planner/rewrites.py`).
 A program depends on shapes, dtypes and parameters, not on names, so all layers share one.
 """
@@ -97,7 +98,7 @@ class Program:
         storages: storage code of each slot.
         streams: the random nodes, in the order of the instance's streams.
         stages: the passes.
-        shape: dimensions of the output.
+        shape: dimensions of the output; where that is a few numbers, of the tensors that they are taken of.
         dtype: storage code of the output.
         copy: slot whose bytes are the output unchanged, or None.
     """
@@ -118,18 +119,23 @@ class Program:
 
     @property
     def numel(self) -> int:
-        """Elements of the output."""
+        """Elements of the output, or of the tensors that its numbers are taken of."""
         count = 1
         for size in self.shape:
             count *= size
         return count
+
+    @property
+    def gives_numbers(self) -> bool:
+        """Whether the output is a small value and not a tensor."""
+        return self.nodes[-1].space == "small"
 
 
 def lower(root: LazyTensor, dtype: str, leaves: Sequence[LazyTensor]) -> Program:
     """The program that computes `root` and stores it as `dtype`.
 
     Args:
-        root: a tensor expression.
+        root: a tensor expression, or one of a few numbers taken of tensors of one shape.
         dtype: storage code of the output.
         leaves: the load nodes that instances bind, in order; those that the expression no longer needs are not read.
     """
@@ -143,11 +149,12 @@ def lower(root: LazyTensor, dtype: str, leaves: Sequence[LazyTensor]) -> Program
     copy = None
     if root.op.name == "load" and root.param("storage") == dtype:
         copy = slot_of[root]
-    stages = () if copy is not None or 0 in root.shape else _stages(nodes)
+    shape = root.shape if root.space != "small" else leaves[0].shape
+    stages = () if copy is not None or 0 in shape else _stages(nodes)
     _check_ties(nodes, needed)
     streams = tuple(i for i, n in enumerate(nodes) if n.op == "random_bits")
     storages = tuple(leaf.param("storage") for leaf in leaves)
-    return Program(nodes, slots, storages, streams, stages, root.shape, dtype, copy)
+    return Program(nodes, slots, storages, streams, stages, shape, dtype, copy)
 
 
 def _node(n: LazyTensor, index: dict[LazyTensor, int], slot_of: dict[LazyTensor, int]) -> Node:
@@ -234,7 +241,8 @@ def _stages(nodes: Sequence[Node]) -> tuple[Stage, ...]:
     needed = _data_nodes(nodes)
     ready = _ready(nodes, needed)
     root = len(nodes) - 1
-    return tuple(_stage(nodes, needed, ready, number, last=number == ready[root]) for number in range(ready[root] + 1))
+    stored = nodes[root].space != "small"  # numbers are known at the end of the stage before, and nothing is left to pass over
+    return tuple(_stage(nodes, needed, ready, number, last=stored and number == ready[root]) for number in range(ready[root] + stored))
 
 
 def _stage(nodes: Sequence[Node], needed: set[int], ready: dict[int, int], number: int, *, last: bool) -> Stage:

@@ -25,6 +25,7 @@ from numba.extending import intrinsic
 from plait.ops.kernels.jit_bits import bits_to_f32, f32_to_bits
 
 _MAGNITUDE, _SIGN, _INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x80000000), np.uint32(0x7F800000)
+_LEAST_KEY = np.uint32(0x007FFFFF)  # of -inf
 _F32X8, _F64X8, _I32X8 = (ir.VectorType(t, 8) for t in (ir.FloatType(), ir.DoubleType(), ir.IntType(32)))
 
 
@@ -112,19 +113,19 @@ def accumulate_dot(acc: Any, x: Any, y: Any, n: Any) -> None:
 
 
 @cache
-def dot_sweep(dots: tuple[tuple[int, int, int], ...]) -> Any:
-    """A function `(acc, x, n)` that adds several products in one sweep, each operand converted to float64 once.
+def sum_sweep(sums: tuple[tuple[int, ...], ...]) -> Any:
+    """A function `(acc, x, n)` that adds up several sums and sums of products in one sweep, each operand converted to float64 once.
 
-    Every dot has lanes of its own, added to in the order of the elements: the bits are those of `accumulate_dot` called for one after the
-    other, which waits for each sum before it begins the next addition to it and reads every operand again.
+    Every sum has lanes of its own, added to in the order of the elements: the bits are those of `accumulate` and `accumulate_dot` called for one
+    after the other, which waits for each sum before it begins the next addition to it and reads every operand again.
 
     Args:
-        dots: for each the row of `acc` it is added to, and the rows of `x` that are its operands.
+        sums: for each the row of `acc` it is added to, and the rows of `x` that are its one or two operands.
 
     Returns:
         A function for compiled code: `acc` float64 `[rows, 8]`, `x` float32 `[rows, length]`, both contiguous, `n` a multiple of 8.
     """
-    operands = sorted({row for _, *pair in dots for row in pair})
+    operands = sorted({row for _, *rows in sums for row in rows})
 
     @intrinsic
     def add(typingctx: Any, acc: Any, x: Any, n: Any) -> Any:
@@ -135,7 +136,7 @@ def dot_sweep(dots: tuple[tuple[int, int, int], ...]) -> Any:
         def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
             rows = context.make_array(signature.args[1])(context, b, args[1])
             length = cgutils.unpack_tuple(b, rows.shape)[1]
-            homes = [b.gep(_data(context, b, signature.args[0], args[0]), [ir.Constant(ir.IntType(64), 8 * place)]) for place, *_ in dots]
+            homes = [b.gep(_data(context, b, signature.args[0], args[0]), [ir.Constant(ir.IntType(64), 8 * place)]) for place, *_ in sums]
             homes = [b.bitcast(home, _F64X8.as_pointer()) for home in homes]
             lanes = [cgutils.alloca_once_value(b, b.load(home, align=8)) for home in homes]
             pointers = {row: b.gep(rows.data, [b.mul(length, ir.Constant(length.type, row))]) for row in operands}
@@ -143,8 +144,9 @@ def dot_sweep(dots: tuple[tuple[int, int, int], ...]) -> Any:
             fused = cgutils.get_or_insert_function(b.module, kind, "llvm.fmuladd.v8f64")  # a product of two float32 is exact: fused or not, the same bits
             with cgutils.for_range(b, b.ashr(args[-1], ir.Constant(args[-1].type, 3))) as loop:
                 wide = {row: b.fpext(_eight(b, pointer, loop.index), _F64X8) for row, pointer in pointers.items()}
-                for (_, one, other), lane in zip(dots, lanes, strict=True):
-                    b.store(b.call(fused, [wide[one], wide[other], b.load(lane)]), lane)
+                for (_, *factors), lane in zip(sums, lanes, strict=True):
+                    value = wide[factors[0]]
+                    b.store(b.call(fused, [value, wide[factors[1]], b.load(lane)]) if len(factors) > 1 else b.fadd(b.load(lane), value), lane)
             for home, lane in zip(homes, lanes, strict=True):
                 b.store(b.load(lane), home, align=8)
             return context.get_dummy_value()
@@ -176,14 +178,38 @@ def row_max(x: Any, n: Any) -> Any:
     return bits_to_f32(top)
 
 
+@intrinsic
+def _top_of_eights(typingctx: Any, x: Any, n: Any) -> Any:
+    """Largest key of the whole groups of eight among `x[:n]`, as uint32; LLVM makes no vectors of the scalar loop."""
+
+    def constant(value: Any) -> ir.Constant:
+        return ir.Constant(_I32X8, [int(value)] * 8)
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        pointer = _data(context, b, signature.args[0], args[0])
+        lanes = cgutils.alloca_once_value(b, constant(_LEAST_KEY))
+        with cgutils.for_range(b, b.ashr(args[1], ir.Constant(args[1].type, 3))) as loop:
+            bits = b.bitcast(_eight(b, pointer, loop.index), _I32X8)
+            turned = b.xor(bits, b.or_(b.ashr(bits, constant(31)), constant(_SIGN)))
+            key = b.select(b.icmp_unsigned(">", b.and_(bits, constant(_MAGNITUDE)), constant(_INFINITY)), constant(0xFFFFFFFF), turned)
+            top = b.load(lanes)
+            b.store(b.select(b.icmp_unsigned(">", key, top), key, top), lanes)
+        reduce = cgutils.get_or_insert_function(b.module, ir.FunctionType(ir.IntType(32), [_I32X8]), "llvm.vector.reduce.umax.v8i32")
+        return b.call(reduce, [b.load(lanes)])
+
+    if not (isinstance(x, types.Array) and x.ndim == 1 and x.layout == "C" and x.dtype == types.float32):
+        raise TypingError(f"eight neighbours are read at once from a contiguous float32 array; {x} is none")
+    return types.uint32(x, types.int64), codegen
+
+
 @njit(nogil=True, boundscheck=False, error_model="numpy")
 def row_largest(x: Any, n: Any) -> Any:
     """Largest of `x[:n]`, float32: -inf where n is 0, NaN where any is NaN, +0 for zeros of either sign. Any n.
 
     Taken over whole numbers that are in the order of the values, with every NaN above them.
     """
-    top = uint32(0x007FFFFF)  # of -inf
-    for i in range(uint64(n)):
+    top = uint32(_top_of_eights(x, n))
+    for i in range(uint64(n) & ~uint64(7), uint64(n)):
         bits: Any = f32_to_bits(x[i])
         turned = uint32(~bits) if bits > _MAGNITUDE else uint32(bits | _SIGN)
         top = max(top, uint32(0xFFFFFFFF) if uint32(bits & _MAGNITUDE) > _INFINITY else turned)

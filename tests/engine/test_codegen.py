@@ -259,7 +259,7 @@ def test_many_inner_products_are_swept_together(dtype: str, fill: Callable[..., 
     products = [dot(a, b) for n, a in enumerate(leaves) for b in leaves[n:]]
     program = lower(leaves[0] * reduce(add, products), dtype, leaves)
     stage = program.stages[0]
-    assert generate(program, stage).source.count("dot_sweep((") == 2
+    assert generate(program, stage).source.count("sum_sweep((") == 2
     rng = np.random.default_rng(7)
     inputs = [fill(dtype, 1301, rng) for _ in leaves]
     with np.errstate(all="ignore"):

@@ -14,6 +14,7 @@ if (_Path(__file__).parents[1] / "pyproject.toml").is_file() and (_Path(__file__
 
 from plait.api import Options, merge, plan, plan_model, write
 from plait.catalogue import methods
+from plait.diffing import diff
 from plait.extraction import extract_lora
 from plait.models import Model
 from plait.models import open_model as open
@@ -33,6 +34,7 @@ __all__ = [
     "ResumeError",
     "Stopped",
     "VerifyError",
+    "diff",
     "extract_lora",
     "merge",
     "methods",

@@ -1,4 +1,4 @@
-"""`plait bench`: measure this machine, the memory of a merge over a grid of budgets, and its time beside other programs."""
+"""`plait bench`: measure this machine, every method, the memory of a merge over a grid of budgets, and its time beside other programs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from plait.bench_options import DEBUG, FOLDER, FORMAT, progress
+from plait.bench_methods import methods
+from plait.bench_options import DEBUG, FOLDER, FORMAT, PLOT, progress
 from plait.bench_peers import peers
 from plait.ops.errors import BudgetTooSmall, KernelError, OutputError, PlaitError
+from plait.plots import check_picture, draw_machine, draw_memory
 
 if TYPE_CHECKING:
     from plait.measuring import MemoryRun
@@ -24,6 +26,7 @@ Examples:
   plait bench machine                       in the current folder
   plait bench machine --folder /data/out    where merges will be written
   plait bench machine --format json --no-save
+  plait bench machine --whole --plot machine.svg
 """
 _MEMORY_EXAMPLES = """
 \b
@@ -39,6 +42,7 @@ def bench() -> None:
     """Measure this machine, and what merges really take on it."""
 
 
+bench.add_command(methods)
 bench.add_command(peers)
 
 
@@ -47,8 +51,9 @@ bench.add_command(peers)
 @click.option("--format", "form", type=FORMAT, default="table", show_default=True, help="A table to read, or data.")
 @click.option("--save/--no-save", default=True, show_default=True, help="Keep the figures for `plait plan`.")
 @click.option("--whole", is_flag=True, help="Measure products of matrices, too, for methods with polar factors; imports torch.")
+@PLOT
 @DEBUG
-def machine(folder: Path, form: str, save: bool, whole: bool, debug: bool) -> None:
+def machine(folder: Path, form: str, save: bool, whole: bool, plot: Path | None, debug: bool) -> None:
     """Measure how fast this machine reads, computes and writes.
 
     Takes about six seconds, the first time twice as long; what is written (some 200 MiB) is removed. `plait plan` predicts the
@@ -56,7 +61,9 @@ def machine(folder: Path, form: str, save: bool, whole: bool, debug: bool) -> No
     """
     from plait.engine.calibrate import measure_rates
     from plait.engine.ratefile import describe_machine, save_rates
+    from plait.planner.rates import DEFAULT_RATES
 
+    check_picture(plot)
     with progress() as tell:
         rates = measure_rates(folder, whole=whole, tell=lambda what: tell(f"measuring: {what}"))
     kept = None
@@ -65,6 +72,10 @@ def machine(folder: Path, form: str, save: bool, whole: bool, debug: bool) -> No
             kept = save_rates(rates)
         except OSError as error:
             raise OutputError(f"the figures cannot be stored ({error}); set PLAIT_CACHE_DIR to a folder you may write to, or give --no-save") from error
+    if plot is not None:
+        facts = describe_machine()
+        draw_machine(f"{facts['cpu']}, {facts['cores']} cores", _WORDS, rates, DEFAULT_RATES, plot)
+        click.echo(f"drawn in {plot}", err=True)
     if form == "json":
         click.echo(json.dumps({"machine": describe_machine(), "rates": asdict(rates), "stored": str(kept) if kept else None}, indent=1))
         return
@@ -131,7 +142,7 @@ def _rate(name: str, value: float) -> str:
 @click.option("--folder", type=FOLDER, default=Path("."), show_default=True, help="Outputs go into a temporary folder here, one after another.")
 @click.option("--workers", "-j", type=int, metavar="N", help="Worker threads. Default: the cores this process may use.")
 @click.option("--format", "form", type=FORMAT, default="table", show_default=True, help="A table to read, or data.")
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw it, too, as PNG or SVG; needs matplotlib.")
+@PLOT
 @click.option("--warm-up/--no-warm-up", default=True, show_default=True, help="First merge once unmeasured: compiles kernels, fills the page cache.")
 @DEBUG
 def memory(recipe: Path, budgets: str, folder: Path, workers: int | None, form: str, plot: Path | None, warm_up: bool, debug: bool) -> None:
@@ -140,8 +151,7 @@ def memory(recipe: Path, budgets: str, folder: Path, workers: int | None, form: 
     Each merge runs in a process of its own; its private memory is sampled, and what its imports take alone is subtracted. Ends
     with status 1 when a peak is above its prediction or its budget.
     """
-    if plot is not None:
-        _pyplot()
+    check_picture(plot)
     more = ["--workers", str(workers)] if workers is not None else []
     with progress() as tell:
         runs, baseline = _memory_runs(recipe, folder, [b.strip() for b in budgets.split(",") if b.strip()], workers, more, warm_up, tell)
@@ -150,7 +160,7 @@ def memory(recipe: Path, budgets: str, folder: Path, workers: int | None, form: 
     else:
         _show_runs(runs, baseline)
     if plot is not None:
-        _draw(recipe, runs, plot)
+        draw_memory(recipe.name, runs, plot)
         click.echo(f"drawn in {plot}", err=True)
     if not all(run.within for run in runs):
         raise KernelError("a merge took more private memory than predicted; please report it with the recipe and these figures")
@@ -209,37 +219,3 @@ def _show_runs(runs: Sequence[MemoryRun], baseline: int) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(f"private memory above the {size(baseline)} that the imports take; seconds of the whole command", style="dim")
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise PlaitError("--plot needs matplotlib; pip install 'plait[bench]', or leave --plot out") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _draw(recipe: Path, runs: Sequence[MemoryRun], path: Path) -> None:
-    """Peaks and seconds over the budget."""
-    pyplot = _pyplot()
-    ran = [run for run in runs if not run.refused]
-    budgets = [run.budget_bytes / 2**20 for run in ran]
-    figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(7, 6), layout="constrained")
-    above.plot(budgets, budgets, color="0.6", linestyle=":", label="budget")
-    above.plot(budgets, [run.predicted_peak_bytes / 2**20 for run in ran], marker="o", linestyle="--", label="predicted")
-    above.plot(budgets, [run.peak_bytes / 2**20 for run in ran], marker="o", label="measured")
-    above.set(xscale="log", yscale="log", ylabel="peak private memory, MiB", title=recipe.name)
-    above.legend()
-    below.plot(budgets, [run.predicted_seconds for run in ran], marker="o", linestyle="--", label="predicted")
-    below.plot(budgets, [run.seconds for run in ran], marker="o", label="measured")
-    below.set(xlabel="budget, MiB", ylabel="seconds", ylim=(0, None))
-    below.legend()
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path} cannot be drawn ({error}); give a file that ends in .png or .svg") from error
-    finally:
-        pyplot.close(figure)

@@ -200,7 +200,7 @@ def run_methods(wanted: Sequence[Method], models: Models, folder: Path, settings
                 recipe.write_text(json.dumps(recipe_of(method, models.base, models.experts, statistics)))
                 planned, memory = _planned(recipe, settings)
             except BudgetTooSmall as error:
-                yield replace(blank, state="refused", why=error.message)
+                yield replace(_at_least(blank, recipe, error, settings), state="refused", why=error.message)
                 continue
             except PlaitError as error:
                 yield replace(blank, state="skipped", why=error.message)
@@ -220,6 +220,14 @@ def _planned(recipe: Path, settings: Settings) -> tuple[Plan, str | int]:
             raise
     memory = available_memory() // 2
     return plan(recipe, Options(memory=memory, workers=settings.workers)), memory
+
+
+def _at_least(run: MethodRun, recipe: Path, refusal: BudgetTooSmall, settings: Settings) -> MethodRun:
+    """What a merge would take in the smallest budget that works, for one that has less."""
+    try:
+        return _predicted(run, plan(recipe, Options(memory=int(refusal.facts["needed"]), workers=settings.workers)))
+    except (KeyError, PlaitError):
+        return run
 
 
 def _predicted(run: MethodRun, planned: Plan) -> MethodRun:

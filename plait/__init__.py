@@ -16,6 +16,7 @@ from plait.api import Options, merge, plan, plan_model, write
 from plait.catalogue import methods
 from plait.diffing import diff
 from plait.extraction import extract_lora
+from plait.inspection import inspect
 from plait.models import Model
 from plait.models import open_model as open
 from plait.ops.errors import BudgetTooSmall, CheckpointError, KernelError, OutputError, PlaitError, PlanError, RecipeError, ResumeError, Stopped, VerifyError
@@ -36,6 +37,7 @@ __all__ = [
     "VerifyError",
     "diff",
     "extract_lora",
+    "inspect",
     "merge",
     "methods",
     "open",

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from plait.planner.inspect import ROLES, folded
 from plait.planner.layers import split
 
-ROLES = ("embedding", "attention", "mlp", "norm", "head", "other")
 #: Version of the JSON form.
 VERSION = 1
 
@@ -169,7 +169,7 @@ class Diff:
         for tensor in self.tensors:
             place = split(tensor.name)
             if place is not None and place[0] == stack and tensor.usable:
-                cells.setdefault((place[1], folded(place[2]).removesuffix(".weight")), []).append(tensor)
+                cells.setdefault((place[1], after_layer(tensor.name)), []).append(tensor)
         return {cell: figures(members) for cell, members in cells.items()}
 
     def main_stack(self) -> str:
@@ -220,10 +220,23 @@ class Diff:
         """`to_dict` as text."""
         return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
+    def to_html(self) -> str:
+        """One page that needs nothing else."""
+        from plait.diff_page import page
 
-def folded(name: str) -> str:
-    """A name with its numbers as `*`."""
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+        return page(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from plait.diff_page import notebook
+
+        return notebook(self)
+
+
+def after_layer(name: str) -> str:
+    """What follows the layer's number in a name, shortened: `self_attn.q_proj`; the name itself outside the layers."""
+    kind = folded(name).removesuffix(".weight")
+    return kind.partition(".*.")[2] or kind
 
 
 def figures(tensors: Sequence[TensorDiff]) -> Figures:

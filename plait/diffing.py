@@ -12,7 +12,6 @@ from plait.engine.events import Events, Report
 from plait.planner.layers import role, split
 from plait.planner.pairing import Pairing, comparison_plan, number_names, pair_up
 from plait.planner.plan import Plan
-from plait.planner.types import Checkpoint
 
 #: Passes of Lanczos' method over each matrix.
 RANK_PASSES = 8
@@ -59,7 +58,7 @@ def diff(
     pairing = pair_up(models, ("A", "B", "the base")[: len(models)], ranked=rank)
     resources, notes = resolve(Options(memory=memory, workers=workers, backend=backend, device="cpu"))
     plan = comparison_plan(pairing, models, resources, passes, notes)
-    found, report = run_numbers(plan, models, events, stop)
+    found, report = run_numbers(plan, events, stop)
     tensors = tuple(_tensor(pairing, number, passes, found, report) for number in range(len(pairing.pairs)))
     bitwise = _same_bits(pairing)
     seconds = time.perf_counter() - begun
@@ -71,9 +70,7 @@ def diff(
     return Diff(labels, tensors, bitwise, pairing.left_out, seconds, report.bytes_read, peak, budget, passes)
 
 
-def run_numbers(
-    plan: Plan, models: Sequence[Checkpoint], events: Events | None = None, stop: threading.Event | None = None
-) -> tuple[Callable[[str], Sequence[float]], Report]:
+def run_numbers(plan: Plan, events: Events | None = None, stop: threading.Event | None = None) -> tuple[Callable[[str], Sequence[float]], Report]:
     """Run a plan whose outputs are numbers.
 
     Returns:

@@ -124,21 +124,21 @@ def _of_change(name: str, change: Change) -> list[dict[str, Any]]:
 
 
 def _rank(diff: Diff) -> list[dict[str, Any]]:
+    total = diff.total
     found = []
     for number, name in enumerate(_names(diff)):
-        shares = []
-        for tensor in diff.tensors:
-            rank = tensor.figures.changes[number].stable_rank if tensor.usable else None
-            if rank is not None:
-                shares.append((rank / min(tensor.shape[0], tensor.elements // tensor.shape[0]), rank))
-        if shares:
-            share, rank = sorted(shares)[len(shares) // 2]
-            if share <= LOW_RANK:
-                text = f"{name} is of low rank (stable rank {rank:.3g}, {_percent(share)} of the smaller dimension, in the median matrix): "
-                found.append(_reading("stable_rank", rank, text + "a LoRA adapter or a spectral method (TSV-M, Iso-C) can hold most of it"))
-            else:
-                text = f"{name} is spread over many directions (stable rank {rank:.3g} in the median matrix): a small LoRA adapter would lose much of it"
-                found.append(_reading("stable_rank", rank, text))
+        rank = None if total is None else total.changes[number].stable_rank
+        if rank is None:
+            continue
+        each = [(t, t.figures.changes[number].stable_rank) for t in diff.tensors if t.usable]
+        shares = sorted(r / min(t.shape[0], t.elements // t.shape[0]) for t, r in each if r is not None)
+        share = shares[len(shares) // 2]
+        told = f"(stable rank {rank:.3g}, {_percent(share)} of the smaller dimension, in the median matrix)"
+        if share <= LOW_RANK:
+            text = f"{name} is of low rank {told}: a LoRA adapter or a spectral method (TSV-M, Iso-C) can hold most of it"
+        else:
+            text = f"{name} is spread over many directions {told}: a small LoRA adapter would lose much of it"
+        found.append(_reading("stable_rank", rank, text))
     return found
 
 

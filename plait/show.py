@@ -1,8 +1,8 @@
-"""Tables for the terminal: a checkpoint's summary, and what a cache of results holds."""
+"""A table for the terminal: what a cache of results holds."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,50 +11,9 @@ from rich.table import Table
 from plait.planner.explain import duration
 from plait.planner.header_text import printable
 from plait.planner.schedule import size
-from plait.planner.types import Checkpoint
 
 if TYPE_CHECKING:
     from plait.engine.survey import Survey
-
-
-def show_checkpoint(name: str, summary: dict[str, Any], listed: Checkpoint | None) -> None:
-    """A checkpoint's summary, and all its tensors when `listed` is given."""
-    console = Console(highlight=False)
-    console.print(f"[bold]{escape(printable(name))}[/]", soft_wrap=True)
-    for key, value in summary.items():
-        if isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values()):
-            _table(console, key, value)
-        else:
-            console.print(f"  {key}: {_plain(key, value)}", markup=False, soft_wrap=True)
-    if listed is None:
-        return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("tensor", "dtype", "shape", "bytes"):
-        table.add_column(heading)
-    for tensor, ref in listed.tensors.items():
-        table.add_row(escape(tensor), ref.dtype, str(list(ref.shape)), size(ref.nbytes))
-    console.print(table)
-
-
-def _table(console: Console, key: str, rows: dict[str, dict[str, Any]]) -> None:
-    headings = list(next(iter(rows.values())))
-    table = Table(box=None, pad_edge=False)
-    table.add_column(f"  {key}")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for row, values in rows.items():
-        table.add_row(f"  {row}", *(_plain(h, values.get(h)) for h in headings))
-    console.print(table)
-
-
-def _plain(key: str, value: Any) -> str:
-    if key.endswith("bytes") and isinstance(value, int):
-        return size(value)
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "not said"}[value]
-    if isinstance(value, int):
-        return f"{value:,}"
-    return printable(", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))
 
 
 def show_cache(found: Survey, removed: int, damaged: list[str]) -> None:

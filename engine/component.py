@@ -68,7 +68,8 @@ class CopyPass:
         nbytes, found = self.source.nbytes, self.host.found
         pieces = [(first, min(COPY_UNIT, nbytes - first)) for first in range(0, nbytes, COPY_UNIT)]
         self.pieces = [(first, length) for first, length in pieces if not found.covers(self.shard, self.offset + first, length)]
-        self.host.progress(2 * (nbytes - sum(length for _, length in self.pieces)))
+        durable = nbytes - sum(length for _, length in self.pieces)
+        self.host.progress(durable, durable)
 
     @property
     def units(self) -> int:
@@ -79,9 +80,11 @@ class CopyPass:
         """Copy up to 64 MiB."""
         first, length = self.pieces[unit]
         source, see = self.host.reader.fd(self.source.file), self.host.finite.watch(self.source)
-        self.host.sink.copy(self.shard, self.offset + first, source, self.source.start + first, length, see)
+        with worker.lane.writing(length):
+            self.host.sink.copy(self.shard, self.offset + first, source, self.source.start + first, length, see)
+        worker.lane.read += length
         self.host.count_copied(length)
-        self.host.progress(2 * length)
+        self.host.progress(length, length)
 
 
 class ComponentRun:
@@ -377,7 +380,7 @@ class BlockPass:
         self.blocks = [b for b in every if not found.covers(place.shard, place.offset + b[1] * itemsize, b[2] * itemsize)]
         elements = sum(n for _, _, n in every) - sum(n for _, _, n in self.blocks)
         inputs = 0 if run.raw else sum(RAW[run.ref(load).dtype].itemsize for load in self.stage.loads)
-        run.host.progress(elements * (itemsize + inputs))
+        run.host.progress(elements * inputs, elements * itemsize)
 
     def run(self, worker: Worker, unit: int) -> None:
         """Read, compute and write one block, or a strip of them where columns are summed up."""
@@ -403,14 +406,16 @@ class BlockPass:
         self._collect(unit, result)
         if not self.count_only and (result.peaks is None or any(map(ge, result.peaks, self._limits(runner)))):
             host.finite.look(owner, self.stage, data, runner.kernel.checked, result.peaks)
-        done = 0 if owner.raw else sum(array.nbytes for array in data.inputs)
+        read, written = 0 if owner.raw else sum(array.nbytes for array in data.inputs), 0
         if out is not None and not self.count_only:
             if out.nbytes >= _WORTH_HANDING_OVER:
-                worker.sent(host.writing.write(owner.component.name, place.shard, offset, out.view(np.uint8)))
+                worker.sent(host.writing.write(owner.component.name, place.shard, offset, out.view(np.uint8)), out.nbytes)
             else:
-                host.sink.write(place.shard, offset, out.view(np.uint8))
-                done += out.nbytes
-        host.progress(0 if self.count_only else done)
+                with worker.lane.writing(out.nbytes):
+                    host.sink.write(place.shard, offset, out.view(np.uint8))
+                written = out.nbytes
+        if not self.count_only:
+            host.progress(read, written)
         return result
 
     def _collect(self, unit: int, result: BlockResult) -> None:

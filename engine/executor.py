@@ -16,15 +16,19 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from plait.engine.cache import ResultCache
 from plait.engine.component import ComponentRun, Pass
-from plait.engine.events import Events, Quiet, Report
+from plait.engine.events import Events, Report, Several
 from plait.engine.facts import result_facts
 from plait.engine.faults import named
 from plait.engine.finite import Finiteness
 from plait.engine.journal import Found
+from plait.engine.lanes import COMPUTING, FOR_MEMORY, FOR_WORK, Lane
 from plait.engine.ledger import Ledger
+from plait.engine.looks import counts, look
+from plait.engine.moments import Step, Task
 from plait.engine.orderstat import Statistic
 from plait.engine.pool import DevicePool
 from plait.engine.prepare import prepare_kernels
@@ -33,6 +37,7 @@ from plait.engine.resuming import Remaining
 from plait.engine.reuse import Reuse
 from plait.engine.scopes import finish_scopes, foresee_scopes
 from plait.engine.sink import Sink
+from plait.engine.ticker import Ticker, Watch
 from plait.engine.worker import Host, Worker
 from plait.engine.writebehind import WriteBehind
 from plait.ops.errors import KernelError, Stopped
@@ -50,6 +55,7 @@ class _Open:
     component: Component
     passes: Iterator[Pass]
     leased: Lease
+    task: Task
     current: Pass | None = None
     issued: int = 0
     done: int = 0
@@ -66,6 +72,7 @@ def execute(
     *,
     cache: ResultCache | None = None,
     allow_nonfinite: bool = False,
+    watch: Watch | None = None,
 ) -> Report:
     """Run a plan into a sink that has begun; the sink is not published here.
 
@@ -77,16 +84,20 @@ def execute(
         found: what the sink has already.
         stop: when it is set, the blocks in hand are finished and written, and the run ends.
         cache: of results that earlier runs had; the plan was made for one.
+        watch: clock, memory baseline and lanes of the run, where the caller keeps them.
         allow_nonfinite: infinite values and NaN are counted in the report, and do not end the run.
 
     Raises:
         Stopped: `stop` was set.
         PlaitError: whatever went wrong first; no worker runs any more when it is raised.
     """
-    found = found or Found()
+    found, watch = found or Found(), watch or Watch()
+    reader.lanes = watch.lanes
     report = Report(bytes_resumed=found.nbytes)
+    for number in range(1, plan.workers + 1):
+        watch.lanes.lane(f"worker {number}")
     after = {scope.key: scope.sweep for scope in plan.scopes}
-    writing = WriteBehind(sink, min(plan.workers, _WRITERS), lambda nbytes: host.progress(nbytes))
+    writing = WriteBehind(sink, min(plan.workers, _WRITERS), lambda nbytes: host.progress(written=nbytes), watch.lanes)
     sweeps = [stage_sweeps(p, after) for p in plan.programs]
     host = Host(
         plan,
@@ -94,11 +105,12 @@ def execute(
         sink,
         writing,
         Finiteness(plan, reader, report, allow=allow_nonfinite),
-        events or Quiet(),
+        events if isinstance(events, Several) else Several([events] if events is not None else []),
         report,
         sweeps,
         pool=pool or DevicePool(()),
         found=found,
+        watch=watch,
     )
     if cache is not None and plan.keeping:
         host.reuse, report.cache = Reuse(plan, cache, result_facts(plan), reader, report), cache.use
@@ -112,10 +124,12 @@ def execute(
             run = _Run(host, remaining, stop or threading.Event())
             if host.reuse is not None:
                 host.scope_values.update(host.reuse.ask_scopes())
-            for sweep in range(plan.sweeps):
-                foresee_scopes(run, sweep)
-                run.sweep(sweep, frozenset())
-                finish_scopes(run, sweep)
+            with Ticker(host.events, partial(look, run), partial(counts, host), run.fail):
+                for sweep in range(plan.sweeps):
+                    foresee_scopes(run, sweep)
+                    run.sweep(sweep, frozenset())
+                    finish_scopes(run, sweep)
+                writing.close()
             report.leased_peak_bytes = run.ledger.peak_bytes
             sums = [scope.key for scope in plan.scopes if scope.key not in host.statistics and scope.key in host.scope_values]
             report.statistics = {key.replace("|", " "): float(host.scope_values[key][""]) for key in sums}
@@ -138,8 +152,12 @@ class _Run:
         fixed = plan.prediction.runtime_bytes + plan.workers * (plan.prediction.worker_bytes + plan.prediction.slab_bytes)
         self.ledger = Ledger(max(plan.budget_bytes, fixed), fixed, fixed)
         self.needs = [lease_of(program, on_gpu=n in plan.on_gpu, lean=n in plan.lean) for n, program in enumerate(plan.programs)]
-        kernels = prepare_kernels(plan, stop)
-        self.workers = [Worker(plan, kernels, host.pool) for _ in range(plan.workers)]
+        lanes = host.watch.lanes
+        lanes.sit(lanes.all()[0]).switch(COMPUTING)
+        kernels, prepared = prepare_kernels(plan, stop)
+        host.events.prepared(prepared)
+        self.workers = [Worker(plan, kernels, host.pool, lane) for lane in lanes.all()[: plan.workers]]
+        self.tasks, self.short = 0, False
         self.runs: dict[str, ComponentRun] = {}
         self.condition = threading.Condition()
         self.waiting: deque[tuple[int, Component]] = deque()
@@ -157,7 +175,7 @@ class _Run:
         self.number, self.recount = number, recount
         self.waiting = deque((n, c) for n, c in enumerate(self.host.plan.components) if self.remaining.runs(c, number))
         if not recount and self.remaining.complete:
-            self.host.progress(sum(self.remaining.spared(c, number) for c in self.host.plan.components if not self.remaining.runs(c, number)))
+            self.host.progress(*map(sum, zip((0, 0), *self._spared(number), strict=True)))
         threads = [threading.Thread(target=self._work, args=(w,), name=f"plait-{i}", daemon=True) for i, w in enumerate(self.workers[1:], 1)]
         for thread in threads:
             thread.start()
@@ -172,28 +190,44 @@ class _Run:
         if self.error is not None:
             raise self.error
 
+    def _spared(self, number: int) -> Iterator[tuple[int, int]]:
+        return (self.remaining.spared(c, number) for c in self.host.plan.components if not self.remaining.runs(c, number))
+
     # -- one worker -----------------------------------------------------------------------------
     def _work(self, worker: Worker) -> None:
         self.host.workers[threading.get_ident()] = worker
+        lane = self.host.watch.lanes.sit(worker.lane)
         try:
-            while (taken := self._take()) is not None:
+            while (taken := self._take(lane)) is not None:
                 task, unit = taken
+                lane.task = task.component.name
                 with named(task.component.name):
                     if unit >= 0:
                         assert task.current is not None
                         task.current.run(worker, unit)
-                    if unit < 0 or self._unit_done(task):
-                        self._advance(task)
+                    else:
+                        self.host.events.task_started(task.task)
+                    if unit < 0 or self._unit_done(task, lane):
+                        self._advance(task, lane)
         except BaseException as error:
-            self._fail(error)
+            self.fail(error)
+        lane.switch(FOR_WORK)
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """End the run with the first error."""
         with self.condition:
             self.error = self.error or error
             self.condition.notify_all()
 
-    def _take(self) -> tuple[_Open, int] | None:
+    def _take(self, lane: Lane) -> tuple[_Open, int] | None:
         """A unit to run (its number), a component to begin (-1), or None when all is done or lost."""
+        lane.switch(FOR_WORK)
+        taken = self._next(lane)
+        lane.switch(COMPUTING)
+        lane.cut()
+        return taken
+
+    def _next(self, lane: Lane) -> tuple[_Open, int] | None:
         with self.condition:
             while True:
                 if self.stop.is_set() and (self.open or self.waiting):
@@ -214,10 +248,11 @@ class _Run:
                         raise KernelError(f"{name} does not fit into the budget although nothing else runs; please report this", tensor=name)
                     self.condition.notify_all()
                     return None
+                lane.switch(FOR_MEMORY if self.short else FOR_WORK)
                 self.condition.wait()
 
     def _try_open(self) -> _Open | None:
-        plan = self.host.plan
+        plan, self.short = self.host.plan, False
         if not self.waiting or len(self.open) >= plan.workers:
             return None
         number, component = self.waiting[0]
@@ -225,9 +260,12 @@ class _Run:
             return None
         needed = self.needs[component.program]
         if not self.ledger.lease(*needed):
+            self.short = True
             return None
         self.waiting.popleft()
-        task = _Open(number, component, self.component_run(component).passes(self.number, self.recount), needed)
+        seen = Task(self.tasks, component, self.number, self.host.watch.now(), sum(needed))
+        self.tasks += 1
+        task = _Open(number, component, self.component_run(component).passes(self.number, self.recount), needed, seen)
         self.open.append(task)
         return task
 
@@ -240,21 +278,31 @@ class _Run:
                 self.runs[component.name] = run
         return run
 
-    def _unit_done(self, task: _Open) -> bool:
+    def _unit_done(self, task: _Open, lane: Lane) -> bool:
         with self.condition:
+            task.task.add(lane.cut())
             task.done += 1
             return task.current is not None and task.done == task.current.units
 
-    def _advance(self, task: _Open) -> None:
+    def _advance(self, task: _Open, lane: Lane) -> None:
         """Go on to the component's next pass that has units, or close it."""
+        seen, events, now = task.task, self.host.events, self.host.watch.now
+        if task.current is not None:
+            events.pass_finished(Step(seen, seen.passes, task.current.units, now(), lane.name))
+            seen.passes += 1
         following = next((p for p in task.passes if p.units), None)
+        if following is not None:
+            events.pass_started(Step(seen, seen.passes, following.units, now(), lane.name))
         with self.condition:
+            seen.add(lane.cut())
             task.current, task.issued, task.done = following, 0, 0
             if following is None:
                 self.open.remove(task)
                 self.ledger.release(*task.leased)
             self.condition.notify_all()
         if following is None:
+            seen.ended_s = now()
+            events.task_finished(seen)
             self.host.reader.done_with(task.component.inputs)
         if following is None and self.number + 1 == self.host.plan.sweeps and task.component.name not in self.remaining.complete:
             self._check_inputs(task.component)

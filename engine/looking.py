@@ -62,7 +62,7 @@ class Looking:
         together = not any(self.program.nodes[i].op in _PLACED for i in probe.compute) and not probe.residents
         worker.arrange(self.program, stage)
         if not self.run.raw and not any(scope_of(self.program.nodes[i]) for i in selects):  # else nobody has counted on reading it
-            self.run.host.progress(piece * len(starts) * sum(RAW[self.run.ref(load).dtype].itemsize for load in stage.loads))
+            self.run.host.progress(read=piece * len(starts) * sum(RAW[self.run.ref(load).dtype].itemsize for load in stage.loads))
         if together and len(starts) > 1 and all(piece * len(starts) * RAW[self.run.ref(i).dtype].itemsize <= worker.inputs[i].size for i in probe.loads):
             inputs = [self._gather(worker, i, starts, piece) for i in probe.loads]
             data = BlockData(piece * len(starts), 0, inputs, [], None, values, self.run.smalls.of_stage(probe), [], [])

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from plait.engine.device import discover_devices
 
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
 
 def available_memory() -> int:
     """Bytes that a process may take now without pushing others out: free memory, or what the control group leaves."""
@@ -54,11 +56,16 @@ def gpu_memory() -> tuple[int, ...]:
 
 
 def private_memory() -> int:
-    """Private memory of this process now (RssAnon), in bytes; 0 where the system does not say."""
+    """Private memory of this process now (RssAnon), in bytes; 0 where the system does not say.
+
+    It is what is resident and not shared: shorter to say for the system, and to read, than the table that holds RssAnon itself.
+    """
     try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
+        fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _, resident, shared, *_ = os.read(fd, 256).split()
+        finally:
+            os.close(fd)
+    except (OSError, ValueError):
+        return 0
+    return (int(resident) - int(shared)) * _PAGE

@@ -37,6 +37,10 @@ class DevicePool:
         with self._changed:
             return self._room()
 
+    def leased(self) -> tuple[int, ...]:
+        """Bytes of each device that are leased."""
+        return tuple(self._leased)
+
     def _room(self) -> list[int]:
         return [device.budget_bytes - leased for device, leased in zip(self.devices, self._leased, strict=True)]
 

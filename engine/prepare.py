@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Hashable, Iterator
 
 from plait.engine.codegen import Kernel, generate
+from plait.engine.moments import Prepared
 from plait.planner.plan import Plan
 from plait.planner.program import Program, Stage, probe_stage, scope_of
 
@@ -13,8 +15,8 @@ from plait.planner.program import Program, Stage, probe_stage, scope_of
 _COMPILER_BYTES = 128 << 20
 
 
-def prepare_kernels(plan: Plan, stop: threading.Event | None = None) -> dict[Hashable, Kernel]:
-    """The kernels that workers will ask for, by `kernel_key`.
+def prepare_kernels(plan: Plan, stop: threading.Event | None = None) -> tuple[dict[Hashable, Kernel], Prepared]:
+    """The kernels that workers will ask for, by `kernel_key`, and what it took to have them.
 
     Args:
         plan: that will run.
@@ -24,6 +26,7 @@ def prepare_kernels(plan: Plan, stop: threading.Event | None = None) -> dict[Has
         KernelError: one cannot be compiled.
         Stopped: `stop` was set.
     """
+    begun, compiled = time.perf_counter(), 0
     used = sorted({component.program for component in plan.components})
     kernels: dict[Hashable, Kernel] = {}
     for number in used:
@@ -32,8 +35,8 @@ def prepare_kernels(plan: Plan, stop: threading.Event | None = None) -> dict[Has
     if plan.backend == "numba" and kernels:
         from plait.engine.compile import compile_missing
 
-        compile_missing(kernels.values(), max(1, min(plan.workers, plan.budget_bytes // _COMPILER_BYTES)), stop)
-    return kernels
+        compiled = compile_missing(kernels.values(), max(1, min(plan.workers, plan.budget_bytes // _COMPILER_BYTES)), stop)
+    return kernels, Prepared(len({kernel.key for kernel in kernels.values()}), compiled, time.perf_counter() - begun)
 
 
 def kernel_key(program: int, stage: Stage, what: Hashable) -> tuple[Hashable, ...]:

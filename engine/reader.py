@@ -16,6 +16,7 @@ from types import TracebackType
 
 import numpy as np
 
+from plait.engine.lanes import READING, Lanes
 from plait.ops.errors import CheckpointError
 from plait.planner.safetensors_header import READ_RETRIES_S, open_regular
 from plait.planner.types import FileIdentity, TensorRef
@@ -29,10 +30,14 @@ class Reader:
 
     Args:
         drop_behind: the inputs do not fit into the page cache: what is done with leaves it, so that it does not push out what is to come.
+
+    Attributes:
+        lanes: of the run, in which the time of reading is counted.
     """
 
     def __init__(self, *, drop_behind: bool = False) -> None:
         """Open nothing yet."""
+        self.lanes = Lanes()
         self._drop_behind = drop_behind and hasattr(os, "posix_fadvise")
         self._lock = threading.Lock()
         self._open: dict[str, int] = {}
@@ -72,7 +77,17 @@ class Reader:
         view = buffer.data if isinstance(buffer, np.ndarray) else memoryview(buffer)
         if not view.nbytes:
             return
-        view = view.cast("B")
+        lane = self.lanes.here()
+        before = lane.switch(READING)
+        try:
+            done = self._fill(file, offset, view.cast("B"))
+        finally:
+            lane.switch(before)
+        lane.read += done
+        with self._lock:
+            self._bytes_read += done
+
+    def _fill(self, file: str, offset: int, view: memoryview) -> int:
         fd = self.fd(file)
         done = 0
         while done < view.nbytes:
@@ -85,8 +100,7 @@ class Reader:
                 why = f"ended early, at byte {offset + done}: it changed while being read"
                 raise CheckpointError(f"{file} {why}; put the whole file back and run again", path=file, offset=offset + done)
             done += count
-        with self._lock:
-            self._bytes_read += done
+        return done
 
     def done_with(self, refs: Iterable[TensorRef]) -> None:
         """Tensors that will not be read again soon: with `drop_behind` the page cache lets go of them."""

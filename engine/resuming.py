@@ -38,14 +38,15 @@ class Remaining:
         """Whether a component takes part in a sweep."""
         return component.name not in self.complete or sweep <= self._last[component.program]
 
-    def spared(self, component: Component, sweep: int) -> int:
-        """Predicted bytes, read and written, that a component which takes no part in a sweep would have moved in it."""
+    def spared(self, component: Component, sweep: int) -> tuple[int, int]:
+        """Predicted bytes that a component which takes no part in a sweep would have read and written in it."""
         plan, program = self._plan, self._plan.program_of(component)
         if program.copy is not None:
-            return 2 * plan.layout.places[component.name].nbytes if sweep == 0 else 0
+            nbytes = plan.layout.places[component.name].nbytes if sweep == 0 else 0
+            return nbytes, nbytes
         stages = [stage for stage, its in zip(program.stages, self._sweeps[component.program], strict=True) if its == sweep]
         if component.keep_inputs:
             read = input_bytes(program) if stages else 0
         else:
             read = sum(stage_read_bytes(program, stage) + looking_bytes(program, stage)[0] for stage in stages)
-        return read + (output_bytes(program) if any(stage.store for stage in stages) else 0)
+        return read, output_bytes(program) if any(stage.store for stage in stages) else 0

@@ -11,14 +11,16 @@ import numpy as np
 
 from plait.engine.blockrun import Array, BlockRunner, Counts, make_runner
 from plait.engine.codegen import Kernel, generate
-from plait.engine.events import Events, Report
+from plait.engine.events import Report, Several
 from plait.engine.finite import Finiteness
 from plait.engine.journal import Found
+from plait.engine.lanes import FOR_DISK, Lane
 from plait.engine.orderstat import Statistic
 from plait.engine.pool import DevicePool, take_seat
 from plait.engine.prepare import kernel_key
 from plait.engine.reader import Reader
 from plait.engine.sink import Sink
+from plait.engine.ticker import Watch
 from plait.engine.writebehind import Ticket, WriteBehind
 from plait.planner.blocks import PAGE, StageBuffers, stage_buffers
 from plait.planner.plan import Plan
@@ -35,10 +37,11 @@ class Worker:
         plan: what will run.
         kernels: generated kernels, shared by all workers.
         pool: GPUs, where the plan uses any; with maps there, the worker has a place on one and its memory is pinned for it.
+        lane: where its time is counted.
     """
 
-    def __init__(self, plan: Plan, kernels: dict[Hashable, Kernel], pool: DevicePool) -> None:
-        self.plan, self.kernels = plan, kernels
+    def __init__(self, plan: Plan, kernels: dict[Hashable, Kernel], pool: DevicePool, lane: Lane) -> None:
+        self.plan, self.kernels, self.lane = plan, kernels, lane
         self.seat = take_seat(pool, plan)
         memory = np.empty(plan.prediction.worker_bytes, np.uint8) if self.seat is None else self.seat.device.pinned(plan.prediction.worker_bytes)
         memory = memory[-memory.__array_interface__["data"][0] % PAGE :]
@@ -75,13 +78,16 @@ class Worker:
         self._filling = 1 - self._filling
         ticket = self._tickets[self._filling]
         if ticket is not None:
+            before = self.lane.switch(FOR_DISK)
             ticket.wait()
+            self.lane.switch(before)
             self._tickets[self._filling] = None
         return like_in_page(self._outputs[self._filling], nbytes, offset, itemsize)
 
-    def sent(self, ticket: Ticket) -> None:
-        """The buffer given out last is on its way to the disk."""
+    def sent(self, ticket: Ticket, nbytes: int) -> None:
+        """So many bytes of the buffer given out last are on their way to the disk."""
         self._tickets[self._filling] = ticket
+        self.lane.written += nbytes
 
     def runner(self, program_number: int, stage: Stage, what: Hashable) -> BlockRunner:
         """The runner of a stage; `what` tells a probe from the stage itself."""
@@ -114,7 +120,7 @@ class Host:
     """What all components of a run share.
 
     Attributes:
-        plan, reader, sink, events, report, pool: of the run.
+        plan, reader, sink, events, report, pool, watch: of the run.
         writing: writes blocks to the sink while others are computed.
         finite: looks for infinity and NaN.
         sweeps: for each program, the sweep of each stage.
@@ -123,6 +129,7 @@ class Host:
         probes: stages that only look at values, by the stage they look into and the nodes.
         found: what an earlier run made durable.
         copied: bytes copied without decoding.
+        done_read, done_written: of the predicted bytes, those that are done or spared.
         reuse: results of earlier runs, where the run has a cache of them.
         scope_values: finished model-wide statistics: scope key -> tensor name -> value ("" for all).
     """
@@ -132,7 +139,7 @@ class Host:
     sink: Sink
     writing: WriteBehind
     finite: Finiteness
-    events: Events
+    events: Several
     report: Report
     sweeps: list[list[int]]
     statistics: dict[str, Statistic] = field(default_factory=dict)
@@ -144,6 +151,9 @@ class Host:
     pool: DevicePool = field(default_factory=lambda: DevicePool(()))
     found: Found = field(default_factory=Found)
     copied: int = 0
+    done_read: int = 0
+    done_written: int = 0
+    watch: Watch = field(default_factory=Watch)
     reuse: Reuse | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -164,11 +174,13 @@ class Host:
         with self._lock:
             self.slabs.append(slab)
 
-    def progress(self, nbytes: int) -> None:
-        """Report bytes done."""
-        if nbytes:
+    def progress(self, read: int = 0, written: int = 0) -> None:
+        """Count predicted bytes that are done, and report them."""
+        if read or written:
             with self._lock:
-                self.events.progress(nbytes)
+                self.done_read += read
+                self.done_written += written
+            self.events.progress(read, written)
 
     def count_recounts(self, count: int) -> None:
         """Note order statistics whose digit was not foreseen."""

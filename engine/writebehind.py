@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from plait.engine.blockrun import Array
 from plait.engine.faults import named
+from plait.engine.lanes import FOR_WORK, WRITING, Lane, Lanes
 from plait.engine.sink import Sink
 
 
@@ -39,15 +40,17 @@ class WriteBehind:
         sink: takes the bytes.
         threads: how many write at once.
         written: called after each block with its bytes, from a writing thread.
+        lanes: of the run, to which the threads add theirs.
     """
 
-    def __init__(self, sink: Sink, threads: int, written: Callable[[int], None]) -> None:
+    def __init__(self, sink: Sink, threads: int, written: Callable[[int], None], lanes: Lanes | None = None) -> None:
         """Start the threads."""
-        self._sink, self._written = sink, written
+        self._sink, self._written, self._lanes = sink, written, lanes or Lanes()
+        mine = [self._lanes.lane(f"writer {i}") for i in range(1, threads + 1)]
         self._queue: queue.SimpleQueue[tuple[str, int, int, Array, Ticket] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._error: BaseException | None = None
-        self._threads = [threading.Thread(target=self._work, name=f"plait-write-{i}", daemon=True) for i in range(threads)]
+        self._threads = [threading.Thread(target=self._work, args=(lane,), name=f"plait-write-{lane.number}", daemon=True) for lane in mine]
         for thread in self._threads:
             thread.start()
 
@@ -87,9 +90,12 @@ class WriteBehind:
         with self._lock:
             self._error = self._error or error
 
-    def _work(self) -> None:
+    def _work(self, lane: Lane) -> None:
+        self._lanes.sit(lane)
         while (item := self._queue.get()) is not None:
             tensor, shard, offset, data, ticket = item
+            lane.task = tensor
+            lane.switch(WRITING)
             try:
                 if self._error is None:
                     with named(tensor):
@@ -98,4 +104,5 @@ class WriteBehind:
             except BaseException as error:
                 self.give_up(error)
             finally:
+                lane.switch(FOR_WORK)
                 ticket.set()

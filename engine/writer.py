@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -186,11 +186,11 @@ class OutputFolder:
                 _read_and_show(source_fd, see, source_offset + first, buffer[: min(buffer.size, nbytes - first)])
         self._count(nbytes)
 
-    def publish(self, extra_side_files: Sequence[SideFile] = (), facts: Mapping[str, Any] | None = None) -> None:
+    def publish(self, extra_side_files: Iterable[SideFile] = (), facts: Mapping[str, Any] | None = None) -> None:
         """Make everything durable, then visible under the destination's name in one rename.
 
         Args:
-            extra_side_files: small files beside those of the layout; they replace those of the same name.
+            extra_side_files: small files beside those of the layout; they replace those of the same name. Asked for when the data is on the disk.
             facts: further entries of the manifest.
 
         Raises:

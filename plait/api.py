@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shlex
 import threading
-import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plait.engine.device import SIMULATED, simulated_sizes
 from plait.engine.events import Events, Report
@@ -20,11 +17,11 @@ from plait.engine.machine import available_memory, cores, gpu_memory
 from plait.engine.ratefile import load_rates
 from plait.models import Model, left_out, output_specs
 from plait.ops.dtypes import BY_CODE, BY_NAME, RECIPE_FLOATS
-from plait.ops.errors import CheckpointError, KernelError, PlaitError, PlanError, ResumeError
+from plait.ops.errors import KernelError, PlaitError, PlanError
 from plait.planner.assemble import assemble
 from plait.planner.checkpoint import open_checkpoint, resolve_model
 from plait.planner.collector import collector_paused
-from plait.planner.donor import RECIPE_NAME, side_files
+from plait.planner.donor import side_files
 from plait.planner.expressions import OutputSpec, job_specs
 from plait.planner.layers import split
 from plait.planner.layout import make_layout
@@ -33,11 +30,10 @@ from plait.planner.recipe import load_recipe
 from plait.planner.residency import CHOICES
 from plait.planner.schedule import MIB, Resources, make_plan, parse_size, size
 from plait.planner.types import Checkpoint, Job, SideFile
+from plait.running import Audience, run_plan
 
 if TYPE_CHECKING:
     from plait.engine.cache import ResultCache
-    from plait.engine.reader import Reader
-    from plait.engine.writer import OutputFolder
 
 #: Largest size of one output file unless asked otherwise.
 SHARD_SIZE = "5GB"
@@ -105,6 +101,8 @@ def merge(
     *,
     memory: str | int | None = None,
     events: Events | None = None,
+    on_event: Callable[[dict[str, Any]], object] | None = None,
+    trace: str | Path | None = None,
     stop: threading.Event | None = None,
 ) -> Report:
     """Merge as a recipe says; go on where an interrupted run of the same merge ended.
@@ -114,7 +112,9 @@ def merge(
         out: folder to make; must not exist or be empty.
         options: how the machine may be used.
         memory: shorthand for `Options(memory=...)`.
-        events: hears how the run goes on.
+        events: hears how the run goes on; see `plait.engine.events`.
+        on_event: is called with each event as a dictionary, in the form of `docs/events.md`.
+        trace: file that becomes a Chrome/Perfetto trace of the run.
         stop: set it, from any thread or signal handler, to have the run finish the blocks in hand, keep them and raise `Stopped`.
 
     Returns:
@@ -125,11 +125,12 @@ def merge(
         PlaitError: as for `plan`, or the destination or the run failed; nothing is at `out`. Where finished work was kept, the fact `kept` of the
             error is the folder that holds it, and the same call continues it.
     """
-    begun = time.perf_counter()
     options = _options(options, memory)
-    planned, sides, inputs = _plan_recipe(recipe, options)
     try:
-        return run_plan(planned, out, sides, inputs, events, begun, options, source=str(recipe), stop=stop)
+        with ExitStack() as stack:
+            heard = Audience(events, on_event, trace).begin(stack)
+            planned, sides, inputs = _plan_recipe(recipe, options)
+            return run_plan(planned, out, sides, inputs, heard, options, _cache_to_fill(options), source=str(recipe), stop=stop)
     except KernelError as error:
         with suppress(PlaitError):  # the recipe itself may be gone by now
             error.message = f"{load_recipe(recipe).mark}: {planned.title}: {error.message}"
@@ -159,6 +160,10 @@ def _cache(options: Options, folder: str | Path, *, make: bool) -> ResultCache:
     return ResultCache(Path(os.path.abspath(Path(folder).expanduser())), _cache_bytes(options), make=make)
 
 
+def _cache_to_fill(options: Options) -> ResultCache | None:
+    return None if options.cache is None else _cache(options, options.cache, make=True)
+
+
 def _cache_bytes(options: Options) -> int:
     """Size of the result cache; 0 where the options have none."""
     if options.cache is None:
@@ -177,6 +182,8 @@ def write(
     memory: str | int | None = None,
     dtype: str | None = None,
     events: Events | None = None,
+    on_event: Callable[[dict[str, Any]], object] | None = None,
+    trace: str | Path | None = None,
     stop: threading.Event | None = None,
 ) -> Report:
     """Compute a model expression and write it as a checkpoint folder; go on where an interrupted run of the same expression ended.
@@ -187,87 +194,17 @@ def write(
         options: how the machine may be used.
         memory: shorthand for `Options(memory=...)`.
         dtype: of the output's float tensors (`float16`, `bfloat16`, `float32`); None for that of the inputs.
-        events: hears how the run goes on.
+        events, on_event, trace: as for `merge`.
         stop: as for `merge`.
 
     Raises:
         PlaitError: as for `merge`.
     """
-    begun = time.perf_counter()
     options = _options(options, memory)
-    planned, sides, inputs = _plan_model(model, options, dtype)
-    return run_plan(planned, out, sides, inputs, events, begun, options, stop=stop)
-
-
-def _overflow(planned: Plan) -> bool:
-    """Whether the inputs are larger than the memory that the page cache could take."""
-    return sum(file.size for file in planned.files) > available_memory()
-
-
-def run_plan(
-    planned: Plan,
-    out: str | Path,
-    sides: Sequence[SideFile],
-    inputs: Sequence[str],
-    events: Events | None,
-    begun: float,
-    options: Options | None = None,
-    *,
-    source: str = "",
-    stop: threading.Event | None = None,
-) -> Report:
-    """Run a plan into a folder that appears whole or not at all."""
-    from plait import __version__
-    from plait.engine.executor import execute
-    from plait.engine.identity import identity
-    from plait.engine.manifest import figures
-    from plait.engine.pool import open_pool
-    from plait.engine.reader import Reader
-    from plait.engine.writer import OutputFolder
-
-    options = options or Options()
-    text = next(((side.content or b"").decode() for side in sides if side.name == RECIPE_NAME), "")
-    made = lru_cache(maxsize=1)(lambda: identity(planned, __version__, text, source))
-    cache = None if options.cache is None else _cache(options, options.cache, make=True)
-    layout = replace(planned.layout, side_files=tuple(sides))
-    folder = OutputFolder(Path(out), layout, inputs, identity=made, restart=options.restart, overwrite=options.overwrite)
-    try:
-        with folder, Reader(drop_behind=_overflow(planned)) as reader, open_pool(planned.gpu_budget_bytes) as pool:
-            try:
-                report = execute(planned, folder, reader, events, pool, folder.found, stop, cache=cache, allow_nonfinite=options.allow_nonfinite)
-            except BaseException:
-                with suppress(CheckpointError):
-                    _check_inputs(reader, planned, folder)
-                raise
-            _check_inputs(reader, planned, folder)
-            report.seconds = time.perf_counter() - begun
-            folder.publish((), figures(planned, report))
-    except PlaitError as error:
-        _say_what_is_kept(error, folder)
-        raise
-    report.seconds = time.perf_counter() - begun
-    if events is not None:
-        events.ended(report)
-    return report
-
-
-def _check_inputs(reader: Reader, planned: Plan, folder: OutputFolder) -> None:
-    """Inputs that changed under the run spoil what was computed from them: nothing of it is kept."""
-    try:
-        reader.check_unchanged(planned.files)
-    except CheckpointError as error:
-        if "differs" in error.facts:  # else it is out of reach, and may come back as it was
-            folder.discard()
-        raise
-
-
-def _say_what_is_kept(error: PlaitError, folder: OutputFolder) -> None:
-    kept = folder.kept
-    if kept is None or "kept" in error.facts or isinstance(error, ResumeError):
-        return
-    error.facts.update(kept=str(kept.working), kept_bytes=kept.nbytes, total_bytes=kept.total)
-    done = f"{size(kept.nbytes)} of {size(kept.total)} are done and kept"
-    error.advice = f"{done}: the same command continues; --restart begins anew, `rm -r {shlex.quote(str(kept.working))}` drops them"
+    with ExitStack() as stack:
+        heard = Audience(events, on_event, trace).begin(stack)
+        planned, sides, inputs = _plan_model(model, options, dtype)
+        return run_plan(planned, out, sides, inputs, heard, options, _cache_to_fill(options), stop=stop)
 
 
 # -- from recipes and models to plans ---------------------------------------------------------------

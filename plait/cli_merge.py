@@ -110,7 +110,7 @@ def verify(out: Path, against: Path | None, blocks: int, seed: int, **machine: A
 
     options = options_of(machine)
     with ByteBar(Console(stderr=True, highlight=False), f"verify {printable(out.name)}") as bar:
-        found = check(out, against, options=options, blocks=blocks, seed=seed, started=bar.begin, progress=bar.progress)
+        found = check(out, against, options=options, blocks=blocks, seed=seed, started=bar.begin, progress=bar.advance)
     where = printable(str(out))
     if against is not None:
         click.echo(f"{where}: {found.blocks} blocks computed again from the inputs have the same bits")

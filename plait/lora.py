@@ -52,7 +52,7 @@ def extract_lora_command(base: str, model: str, out: Path, form: str, quiet: boo
     from plait.stopping import stopped_by_signals
 
     with stopped_by_signals() as stop, ByteBar(Console(stderr=True, highlight=False, quiet=quiet), f"extract {out.name}") as bar:
-        found = extract_lora(base, model, out, started=bar.begin, progress=bar.progress, stop=stop, **options)
+        found = extract_lora(base, model, out, started=bar.begin, progress=bar.advance, stop=stop, **options)
     if form == "json":
         click.echo(json.dumps(found.to_dict(), indent=1))
     elif not quiet:

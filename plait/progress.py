@@ -43,7 +43,7 @@ class ByteBar:
         """Begin to count towards so many bytes."""
         self._task = self._bar.add_task(self._title, total=total)
 
-    def progress(self, nbytes: int) -> None:
+    def advance(self, nbytes: int) -> None:
         """Move on, and redraw at most ten times a second."""
         with self._lock:
             self._pending += nbytes
@@ -55,6 +55,10 @@ class ByteBar:
 
 class ProgressBar(ByteBar, Quiet):
     """Shows the bytes of a run."""
+
+    def progress(self, read: int, written: int) -> None:
+        """Move on."""
+        self.advance(read + written)
 
     def started(self, plan: Plan) -> None:
         """Begin to count towards the predicted bytes."""

@@ -209,7 +209,7 @@ def test_output_folder(models: list[Path], recipe: Callable[[str], str], tmp_pat
     (tmp_path / "r.yml").write_text(tiny.recipe("linear", models, each={"weight": 1.0}, out_dtype="float32"))
     run("merge", str(tmp_path / "r.yml"), str(tmp_path / "out"), "--memory", "256MiB")
     out = tmp_path / "out"
-    made = {"README.md", "plait_recipe.yml", "plait.json"}
+    made = {"README.md", "plait_recipe.yml", "plait.json", "report.json"}
     assert {p.name for p in out.iterdir()} == {"model.safetensors", "config.json", "tokenizer.json", "generation_config.json", *made}
     assert json.loads((out / "config.json").read_text()) == {**json.loads((models[0] / "config.json").read_text()), "torch_dtype": "float32"}
     assert (out / "tokenizer.json").read_bytes() == (models[0] / "tokenizer.json").read_bytes()

@@ -117,8 +117,8 @@ def test_same_bytes_under_another_budget(name: str, recipe: Callable[[str], Path
         def finished_component(self, component: Component) -> None:
             self.finished += (component.name,)
 
-        def progress(self, nbytes: int) -> None:
-            self.done += nbytes
+        def progress(self, read: int, written: int) -> None:
+            self.done += read + written
 
     heard = Listener()
     options = plait.Options(memory="400MiB", workers=3)

@@ -213,8 +213,8 @@ def test_events_tell_every_byte_and_tensor(recipe: Callable[[str], Path], tmp_pa
     class Listener(Quiet):
         done, finished = 0, ()
 
-        def progress(self, nbytes: int) -> None:
-            self.done += nbytes
+        def progress(self, read: int, written: int) -> None:
+            self.done += read + written
 
         def finished_component(self, component: Component) -> None:
             self.finished = (*self.finished, component.name)

@@ -61,11 +61,7 @@ def private_memory() -> int:
     It is what is resident and not shared: shorter to say for the system, and to read, than the table that holds RssAnon itself.
     """
     try:
-        fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _, resident, shared, *_ = os.read(fd, 256).split()
-        finally:
-            os.close(fd)
+        _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
     except (OSError, ValueError):
         return 0
     return (int(resident) - int(shared)) * _PAGE

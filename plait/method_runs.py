@@ -224,9 +224,10 @@ def _planned(recipe: Path, settings: Settings) -> tuple[Plan, str | int]:
 
 def _at_least(run: MethodRun, recipe: Path, refusal: BudgetTooSmall, settings: Settings) -> MethodRun:
     """What a merge would take in the smallest budget that works, for one that has less."""
+    needed = refusal.facts.get("needed")
     try:
-        return _predicted(run, plan(recipe, Options(memory=int(refusal.facts["needed"]), workers=settings.workers)))
-    except (KeyError, PlaitError):
+        return _predicted(run, plan(recipe, Options(memory=needed, workers=settings.workers))) if isinstance(needed, int) else run
+    except PlaitError:
         return run
 
 

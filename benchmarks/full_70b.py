@@ -59,7 +59,7 @@ class Discard:
     def begin(self) -> None:
         """Nothing to get ready."""
 
-    def write(self, shard: int, offset: int, data: memoryview | bytes | np.ndarray) -> None:
+    def write(self, shard: int, offset: int, data: memoryview | bytes | np.ndarray, known: bytes = b"") -> None:
         """Counts bytes for an absolute offset of a shard's file."""
         nbytes = memoryview(data).nbytes
         if not len(self.layout.shards[shard].header) <= offset <= self.layout.shards[shard].size - nbytes:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from plait.engine.pool import Seat
 
 Array = npt.NDArray[Any]
+#: Elements of a block whose 16-bit words, a sum in 2036 of them, can be added up in 32 bits.
+_MOST_SUMMED = 2036 << 16
 RAW: dict[str, np.dtype[Any]] = {"BF16": np.dtype(np.uint16), "F16": np.dtype(np.uint16), "F32": np.dtype(np.float32)}
 
 
@@ -76,6 +78,7 @@ class BlockResult:
         peaks: largest magnitude of each input that is checked, then of the output, as stored bits; None where the runner does not find them.
         columns: for each fold by columns its float64 vector; valid until the worker's next block.
         rows: for each fold that gathers the values of rows those of the block's rows; likewise.
+        words: sums of the output's words for its checksum (`checksum.digest_of`), likewise; None where the runner does not take them.
     """
 
     sums: list[float]
@@ -83,6 +86,7 @@ class BlockResult:
     peaks: list[int] | None = None
     columns: list[Array] = field(default_factory=list)
     rows: list[Array] = field(default_factory=list)
+    words: Array | None = None
 
 
 class BlockRunner(Protocol):
@@ -150,6 +154,8 @@ class CompiledRunner:
         self.fixed: list[Array] = [self.facc, carve((accumulators, 8), np.float64), carve((rows, CHUNK), np.float32)]
         self.peaks = carve((len(kernel.checked) + 1,), np.uint32)
         self.fixed += [carve((max(1, len(kernel.streams)), CHUNK), np.uint32), self.peaks]
+        self.words = None if kernel.word_sums is None else carve((kernel.word_sums[1],), np.dtype(kernel.word_sums[0]))
+        self.fixed += [] if self.words is None else [self.words]
         self.columns = carve((len(kernel.columns), stage.row_length), np.float64) if kernel.columns else None
         most = block_elements(stage, program.numel) // stage.row_length if kernel.gathered else 0
         self.rows = carve((len(kernel.gathered) * most,), np.float64) if kernel.gathered else None
@@ -195,7 +201,8 @@ class CompiledRunner:
         columns = [] if self.columns is None else list(self.columns)
         count = data.n // row
         rows = [] if self.rows is None else [self.rows[i * count : (i + 1) * count] for i in range(len(k.gathered))]
-        return BlockResult(self.facc[: len(k.sums)].tolist(), counts, self.peaks[: len(k.checked) + self.stage.store].tolist(), columns, rows)
+        words = self.words if data.n <= _MOST_SUMMED else None
+        return BlockResult(self.facc[: len(k.sums)].tolist(), counts, self.peaks[: len(k.checked) + self.stage.store].tolist(), columns, rows, words)
 
     def _clear(self, buckets: list[int]) -> None:
         self.bucket[:] = buckets

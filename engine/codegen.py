@@ -19,11 +19,17 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from plait.ops.op import NUMBER_FOLDS, OPS
-from plait.planner.blocks import BLOCK, CHUNK, COARSE, FINE, SEARCH_PIECE, SPARSE_LIMIT, checked_loads
+from plait.planner.blocks import BLOCK, CHECKED_COLUMNS, CHUNK, COARSE, FINE, SEARCH_PIECE, SPARSE_LIMIT, checked_loads
 from plait.planner.program import Node, Program, Stage, data_inputs
 
 _LOADS = {"BF16": ("uint16", "load_bf16({})"), "F16": ("uint16", "load_f16({})"), "F32": ("float32", "{}")}
 _PEAKS = {"BF16": "peak16", "F16": "peak16", "F32": "peak32"}
+#: How the checksum adds up an output, the type of its sums, and how many there are: a row of 64-bit words, in elements.
+_WORD_SUMS = {
+    "BF16": ("add_words16", "uint32", 4 * CHECKED_COLUMNS),
+    "F16": ("add_words16", "uint32", 4 * CHECKED_COLUMNS),
+    "F32": ("add_words32", "uint64", 2 * CHECKED_COLUMNS),
+}
 _STORES = {"BF16": ("uint16", "store_bf16({})"), "F16": ("uint16", "store_f16({})"), "F32": ("float32", "{}")}
 
 _SUMS = ("dot", "row_dot", "sum", "row_sum")
@@ -38,7 +44,7 @@ import math
 
 import numpy as np
 from numba import boolean, carray, float32, float64, int32, int64, types, uint16, uint32, uint64
-from plait.ops.kernels.jit_bits import bits_to_f32, f32_to_bits, load_bf16, load_f16, peak16, peak32, store_bf16, store_f16
+from plait.ops.kernels.jit_bits import add_words16, add_words32, bits_to_f32, f32_to_bits, load_bf16, load_f16, peak16, peak32, store_bf16, store_f16
 from plait.ops.kernels.jit_elementary import exp_f32, log_f64, tanh_f32
 from plait.ops.kernels.jit_philox import philox_fill
 from plait.ops.kernels.jit_rank import row_ranks
@@ -64,6 +70,7 @@ class Kernel:
         selects: order statistics, in order of their histograms.
         streams: random nodes, in order of the argument `streams`.
         ranks: row_rank nodes.
+        word_sums: dtype and number of the sums that a checksum of the output is taken of; None where the stage stores nothing.
         checked: loads whose largest magnitude the kernel finds, in order; that of the output follows where the stage stores.
         scratch: rows of the chunk scratch `F`, of the accumulators `acc`.
         arrays: how many arrays the function takes, as pointers, after `n`, `start` and `row`.
@@ -80,6 +87,7 @@ class Kernel:
     streams: list[int] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)
     checked: list[int] = field(default_factory=list)
+    word_sums: tuple[str, int] | None = None
     scratch: tuple[int, int] = (1, 1)
     arrays: int = 0
 
@@ -103,6 +111,7 @@ class _Generator:
         self.counts = [i for i in self.kernel.sums if self.nodes[i].op == "sum" and self.nodes[self.nodes[i].inputs[0]].dtype == "bool"]
         self.reductions = [i for i in stage.compute if self.nodes[i].op in ("row_sum", "row_dot", "row_max", "row_largest")]
         self.reductions += [i for i in self.kernel.sums if i not in self.counts]
+        self.kernel.word_sums = _WORD_SUMS[program.dtype][1:] if stage.store else None
         self.kernel.checked = list(checked_loads(program, stage))
         self.unchecked = list(self.kernel.checked)
         self.phase = self._phases()
@@ -146,6 +155,9 @@ class _Generator:
         lines += _indent(self.prologue, 1)
         lines += _indent([f"facc[{f}] = {self._identity(i)}" for f, i in enumerate(k.sums)], 1)
         lines += _indent([f"peak[{f}] = 0" for f in range(len(k.checked) + self.stage.store)], 1)
+        if self.stage.store:
+            width = _WORD_SUMS[self.program.dtype][2]
+            lines += _indent([f"summed = n // {width} * {width}", f"words[:{width}] = 0"], 1)
         lines += _indent([f"cols[{f}, :row] = 0.0" for f in range(len(k.columns))], 1)
         lines += ["    for r in range(n // row):", "        base = r * row"]
         lines += _indent(body, 2)
@@ -169,6 +181,8 @@ class _Generator:
             arguments.append(("out", _STORES[self.program.dtype][0], None))
         arguments += [(f"keep{self._id(i)}", "float32", None) for i in self.stage.keeps]
         arguments += [("facc", "float64", None), ("acc", "float64", 8), ("F", "float32", CHUNK), ("U", "uint32", CHUNK), ("peak", "uint32", None)]
+        if self.stage.store:
+            arguments.append(("words", _WORD_SUMS[self.program.dtype][1], None))
         if self.kernel.columns:
             arguments.append(("cols", "float64", "row"))
         if self.kernel.gathered:
@@ -297,6 +311,8 @@ class _Generator:
                 lines.append(f"peak[{k}] = {_PEAKS[self._storage(i)]}(a{self._id(i)}, m, peak[{k}])")
         if stores:
             lines.append(f"peak[{len(checked)}] = {_PEAKS[self.program.dtype]}(o, m, peak[{len(checked)}])")
+            add, _, width = _WORD_SUMS[self.program.dtype]
+            lines.append(f"{add}(words, o, p, min(m, summed - p), {width})")
         return lines
 
     def _segments(self, cuts: list[int], loop: list[str]) -> list[str]:

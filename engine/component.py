@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from plait.engine.blockrun import RAW, Array, BlockData, BlockResult, BlockRunner
+from plait.engine.checksum import digest_of
 from plait.engine.finite import first_not_finite
 from plait.engine.looking import Looking
 from plait.engine.orderstat import NO_LIMIT, Guess, Statistic
@@ -408,11 +409,12 @@ class BlockPass:
             host.finite.look(owner, self.stage, data, runner.kernel.checked, result.peaks)
         read, written = 0 if owner.raw else sum(array.nbytes for array in data.inputs), 0
         if out is not None and not self.count_only:
+            known = digest_of(result.words, out) if result.words is not None else b""
             if out.nbytes >= _WORTH_HANDING_OVER:
-                worker.sent(host.writing.write(owner.component.name, place.shard, offset, out.view(np.uint8)), out.nbytes)
+                worker.sent(host.writing.write(owner.component.name, place.shard, offset, out.view(np.uint8), known), out.nbytes)
             else:
                 with worker.lane.writing(out.nbytes):
-                    host.sink.write(place.shard, offset, out.view(np.uint8))
+                    host.sink.write(place.shard, offset, out.view(np.uint8), known)
                 written = out.nbytes
         if not self.count_only:
             host.progress(read, written)

@@ -26,8 +26,8 @@ class Sink(Protocol):
     def begin(self) -> None:
         """Get ready, or raise OutputError before anything is computed."""
 
-    def write(self, shard: int, offset: int, data: memoryview | bytes | np.ndarray) -> None:
-        """Take bytes for an absolute offset of a shard's file."""
+    def write(self, shard: int, offset: int, data: memoryview | bytes | np.ndarray, known: bytes = b"") -> None:
+        """Take bytes for an absolute offset of a shard's file; `known` is their digest (`plait/engine/checksum.py`), where it was taken already."""
 
     def copy(self, shard: int, offset: int, source_fd: int, source_offset: int, nbytes: int, see: Callable[[Array], None] | None = None) -> None:
         """Take bytes straight from an input file, and show them to `see`, where one is given, in whole elements."""

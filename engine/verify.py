@@ -160,7 +160,7 @@ class _Comparing:
     def begin(self) -> None:
         """Nothing to get ready."""
 
-    def write(self, shard: int, offset: int, data: memoryview | bytes | Array) -> None:
+    def write(self, shard: int, offset: int, data: memoryview | bytes | Array, known: bytes = b"") -> None:
         """Compare a block."""
         new = np.frombuffer(data, np.uint8)
         old = np.empty(new.size, np.uint8)

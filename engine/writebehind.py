@@ -47,22 +47,22 @@ class WriteBehind:
         """Start the threads."""
         self._sink, self._written, self._lanes = sink, written, lanes or Lanes()
         mine = [self._lanes.lane(f"writer {i}") for i in range(1, threads + 1)]
-        self._queue: queue.SimpleQueue[tuple[str, int, int, Array, Ticket] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[str, int, int, Array, bytes, Ticket] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._error: BaseException | None = None
         self._threads = [threading.Thread(target=self._work, args=(lane,), name=f"plait-write-{lane.number}", daemon=True) for lane in mine]
         for thread in self._threads:
             thread.start()
 
-    def write(self, tensor: str, shard: int, offset: int, data: Array) -> Ticket:
-        """Have bytes of a tensor written; they must not change until the ticket is done.
+    def write(self, tensor: str, shard: int, offset: int, data: Array, known: bytes = b"") -> Ticket:
+        """Have bytes of a tensor written, with their digest where it is known; they must not change until the ticket is done.
 
         Raises:
             BaseException: what went wrong with an earlier block.
         """
         self.check()
         ticket = Ticket()
-        self._queue.put((tensor, shard, offset, data, ticket))
+        self._queue.put((tensor, shard, offset, data, known, ticket))
         return ticket
 
     def check(self) -> None:
@@ -93,13 +93,13 @@ class WriteBehind:
     def _work(self, lane: Lane) -> None:
         self._lanes.sit(lane)
         while (item := self._queue.get()) is not None:
-            tensor, shard, offset, data, ticket = item
+            tensor, shard, offset, data, known, ticket = item
             lane.task = tensor
             lane.switch(WRITING)
             try:
                 if self._error is None:
                     with named(tensor):
-                        self._sink.write(shard, offset, data)
+                        self._sink.write(shard, offset, data, known)
                         self._written(data.nbytes)
             except BaseException as error:
                 self.give_up(error)

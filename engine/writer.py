@@ -140,8 +140,8 @@ class OutputFolder:
             self.abandon()
             raise
 
-    def write(self, shard: int, offset: int, data: memoryview | bytes | np.ndarray) -> None:
-        """Write contiguous bytes at an absolute offset of a shard's file; thread-safe.
+    def write(self, shard: int, offset: int, data: memoryview | bytes | np.ndarray, known: bytes = b"") -> None:
+        """Write contiguous bytes at an absolute offset of a shard's file; thread-safe. `known` is their digest, where it was taken already.
 
         Raises:
             OutputError: the disk is full or fails.
@@ -151,7 +151,8 @@ class OutputFolder:
             return
         self._check_range(shard, offset, view.nbytes)
         view = view.cast("B")
-        known = digest(view) if self._partial is not None else b""  # now, while the processor's cache holds them
+        if self._partial is not None and not known:
+            known = digest(view)  # now, while the processor's cache holds them
         self._write(shard, view, offset, data.__array_interface__["data"][0] if isinstance(data, np.ndarray) else -1)
         if self._partial is not None:
             self._partial.wrote(shard, offset, view.nbytes, known)

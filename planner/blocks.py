@@ -21,6 +21,7 @@ SAMPLE_PIECES, SAMPLE_PIECE, SAMPLE_LIMIT = 16, 4096, 1 << 18
 #: The same for a model-wide one: pieces of the whole model.
 SCOPE_PIECES, SCOPE_PIECE = 512, 512
 #: Distinct values of one block that an order statistic remembers with their counts; more are counted again when needed.
+CHECKED_COLUMNS = 509  #: sums of 64-bit words that a checksum of output bytes is taken of (`plait/engine/checksum.py`)
 SPARSE_LIMIT = 512
 RANK_COUNTS = 3 << 11  #: counters of the radix sort behind row ranks
 STRIPS = 16  #: runs of blocks over which columns are summed up, each by one worker
@@ -146,7 +147,8 @@ def scratch_bytes(nodes: Sequence[Node], stage: Stage) -> int:
         + 64 * (reductions + 8)
         + 8 * (scalars + len(stage.folds))
         + 4 * (len(stage.loads) + 1)
-        + 64 * (13 + 4 * ranks)
+        + 64 * (14 + 4 * ranks)
+        + stage.store * CHECKED_COLUMNS * 16
     )
     sorting = stage.row_length * 16 + RANK_COUNTS * 4 if ranks else 0
     return chunk + vectors + ranks * stage.row_length * 8 + sorting + selects * (COARSE * 8 + FINE * 4 + SPARSE_LIMIT * 12 + BLOCK // SEARCH_PIECE * 4)

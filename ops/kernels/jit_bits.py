@@ -143,6 +143,30 @@ def peak16(bits: Any, n: Any, top: Any) -> Any:
 
 
 @njit(nogil=True, boundscheck=False, error_model="numpy")
+def add_words16(sums: Any, bits: Any, first: Any, n: Any, width: Any) -> None:
+    """Add the first n of 16-bit words to uint32 sums: word `first + j` to sum `(first + j) % width`."""
+    at, j = first % width, 0
+    while j < n:
+        count = min(n - j, width - at)
+        for i in range(uint64(count)):
+            sums[uint64(at) + i] += uint32(bits[uint64(j) + i])
+        j += count
+        at = 0
+
+
+@njit(nogil=True, boundscheck=False, error_model="numpy")
+def add_words32(sums: Any, x: Any, first: Any, n: Any, width: Any) -> None:
+    """The same of the bits of float32 values, to uint64 sums."""
+    at, j = first % width, 0
+    while j < n:
+        count = min(n - j, width - at)
+        for i in range(uint64(count)):
+            sums[uint64(at) + i] += uint64(f32_to_bits(x[uint64(j) + i]))
+        j += count
+        at = 0
+
+
+@njit(nogil=True, boundscheck=False, error_model="numpy")
 def peak32(x: Any, n: Any, top: Any) -> Any:
     """The same of float32 values."""
     found = uint32(0)

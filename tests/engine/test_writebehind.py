@@ -17,7 +17,7 @@ class Slow:
     def __init__(self) -> None:
         self.gate, self.got, self.fail = threading.Event(), [], False
 
-    def write(self, shard: int, offset: int, data: np.ndarray) -> None:
+    def write(self, shard: int, offset: int, data: np.ndarray, known: bytes = b"") -> None:
         assert self.gate.wait(10)
         if self.fail:
             raise RuntimeError("paper jam")

@@ -97,7 +97,7 @@ class MemorySink:
     def begin(self) -> None:
         self.shards = [bytearray(size) for size in self.sizes]
 
-    def write(self, shard: int, offset: int, data: memoryview | bytes | npt.NDArray[Any]) -> None:
+    def write(self, shard: int, offset: int, data: memoryview | bytes | npt.NDArray[Any], known: bytes = b"") -> None:
         view = memoryview(data).cast("B")
         with self._lock:
             self.shards[shard][offset : offset + view.nbytes] = view

@@ -33,7 +33,7 @@ class Numbers:
     def begin(self) -> None:
         """Nothing to get ready."""
 
-    def write(self, shard: int, offset: int, data: memoryview | bytes | np.ndarray) -> None:
+    def write(self, shard: int, offset: int, data: memoryview | bytes | np.ndarray, known: bytes = b"") -> None:
         """Take bytes for an absolute offset of a shard."""
         taken = np.frombuffer(data, np.uint8)
         self._shards[shard].view(np.uint8)[offset : offset + taken.nbytes] = taken

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+from plait.engine.foldgen import fold_lines, only_folds
 from plait.ops.op import NUMBER_FOLDS, OPS
 from plait.planner.blocks import BLOCK, CHECKED_COLUMNS, CHUNK, COARSE, FINE, SEARCH_PIECE, SPARSE_LIMIT, checked_loads
 from plait.planner.program import Node, Program, Stage, data_inputs
@@ -46,6 +47,7 @@ import numpy as np
 from numba import boolean, carray, float32, float64, int32, int64, types, uint16, uint32, uint64
 from plait.ops.kernels.jit_bits import add_words16, add_words32, bits_to_f32, f32_to_bits, load_bf16, load_f16, peak16, peak32, store_bf16, store_f16
 from plait.ops.kernels.jit_elementary import exp_f32, log_f64, tanh_f32
+from plait.ops.kernels.jit_folds import Folds, fold_sweep, largest_of_key
 from plait.ops.kernels.jit_philox import philox_fill
 from plait.ops.kernels.jit_rank import row_ranks
 from plait.ops.kernels.jit_reduce import accumulate_columns, combine, larger, row_largest, row_max, sum_sweep
@@ -141,14 +143,19 @@ class _Generator:
     # -- the text ---------------------------------------------------------------------------------
     def run(self) -> Kernel:
         body: list[str] = []
-        last = max(self.phase.values(), default=0)
-        for phase in range(last + 1):
-            body += self._phase(phase)
+        folds = ""
+        if only_folds(self.nodes, self.stage):
+            k = self.kernel
+            folds, body = fold_lines(self.nodes, self.stage, k.sums, self.counts, self.reductions, k.checked, lambda i: f"in{self._id(i)}", self._slot)
+        else:
+            for phase in range(max(self.phase.values(), default=0) + 1):
+                body += self._phase(phase)
         arguments = self._arguments()
         k = self.kernel
         k.arrays = len(arguments)
         pointers = [f"types.CPointer({dtype})" for _, dtype, _ in arguments]
         lines = [_PRELUDE, f"SIGNATURE = (int64, int64, int64, {', '.join(pointers)})", ""]
+        lines += [folds] if folds else []
         lines += [f"sums{number} = sum_sweep({sums})" for number, sums in enumerate(self.sweeps)]
         lines += ["", f"def kernel(n, start, row, {', '.join(f'p_{name}' for name, _, _ in arguments)}):"]
         lines += [f"    {name} = carray(p_{name}, ({_UNBOUNDED}{f', {width}' if width else ''},))" for name, _, width in arguments]
@@ -159,8 +166,7 @@ class _Generator:
             width = _WORD_SUMS[self.program.dtype][2]
             lines += _indent([f"summed = n // {width} * {width}", f"words[:{width}] = 0"], 1)
         lines += _indent([f"cols[{f}, :row] = 0.0" for f in range(len(k.columns))], 1)
-        lines += ["    for r in range(n // row):", "        base = r * row"]
-        lines += _indent(body, 2)
+        lines += _indent(body, 1) if folds else ["    for r in range(n // row):", "        base = r * row", *_indent(body, 2)]
         for number in range(len(k.selects)):
             lines += [
                 f"    if bucket[{number}] >= 0:",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from plait.ops.algebra import dot, equal, max_abs, row_dot, row_length, solve, solver, sum_all, where
+from plait.ops.algebra import differs, dot, equal, max_abs, row_dot, row_length, solve, solver, sum_all, where
 from plait.ops.columns import by_column, column_dot
 from plait.ops.op import PACK
 from plait.ops.tensor import LazyTensor
@@ -57,10 +57,9 @@ def one(x: LazyTensor) -> LazyTensor:
 
 
 def _signs(x: LazyTensor, y: LazyTensor) -> list[LazyTensor]:
-    """Elements that are not zero in both, and those of one sign; NaN has none."""
-    up, down = (x > 0.0) & (y > 0.0), (x < 0.0) & (y < 0.0)
-    apart = ((x > 0.0) & (y < 0.0)) | ((x < 0.0) & (y > 0.0))
-    return [sum_all(up | down | apart), sum_all(up | down)]
+    """Elements that are not zero in both, and those of one sign."""
+    both, up, over = differs(x, 0.0) & differs(y, 0.0), x > 0.0, y > 0.0
+    return [sum_all(both), sum_all(both & ((up & over) | ~(up | over)))]
 
 
 # -- the largest singular value -----------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def _is_nan(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     return b.fcmp_unordered("uno", x, x)
 
 
-def _converts_half(context: Any) -> bool:
+def converts_half(context: Any) -> bool:
     """Whether the processor compiled for has instructions between float16 and float32."""
     triple, _, features = context.codegen().magic_tuple()
     return "+f16c" in features.split(",") or triple.startswith(("aarch64", "arm64"))
@@ -85,9 +85,9 @@ def load_f16(typingctx: Any, bits: Any) -> Any:
     """The float32 equal to a float16 given as its uint16 bits."""
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        if _converts_half(context):
+        if converts_half(context):
             return b.fpext(b.bitcast(args[0], ir.HalfType()), _F32)
-        return _load_f16_integer(b, args[0])
+        return load_f16_integer(b, args[0])
 
     return types.float32(types.uint16), codegen
 
@@ -97,14 +97,14 @@ def store_f16(typingctx: Any, x: Any) -> Any:
     """The uint16 bits of the float16 nearest to a float32: ties to even, overflow to infinity, NaN stays a quiet NaN."""
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        if _converts_half(context):
+        if converts_half(context):
             return b.bitcast(b.fptrunc(args[0], ir.HalfType()), _I16)
         return _store_f16_integer(b, args[0])
 
     return types.uint16(types.float32), codegen
 
 
-def _load_f16_integer(b: ir.IRBuilder, half: ir.Value) -> ir.Value:
+def load_f16_integer(b: ir.IRBuilder, half: ir.Value) -> ir.Value:
     """Shift the fields into place, rebias the exponent (15 to 127), and let a float subtraction renormalise subnormals."""
     wide = b.zext(half, _I32)
     fields = b.shl(b.and_(wide, _c(0x7FFF)), _c(13))

@@ -147,12 +147,12 @@ def test_scaling_equals_torch():
 def test_half_instructions_are_used_only_where_they_exist(triple, features, expected):
     """F16C on x86 has to be named among the features; ARM64 always converts."""
     codegen = SimpleNamespace(magic_tuple=lambda: (triple, "cpu", features))
-    assert jit_bits._converts_half(SimpleNamespace(codegen=lambda: codegen)) is expected
+    assert jit_bits.converts_half(SimpleNamespace(codegen=lambda: codegen)) is expected
 
 
 def test_a_processor_without_half_instructions_gives_the_same_bits(monkeypatch):
     """The integer path agrees with torch on every pattern and on every hard float."""
-    monkeypatch.setattr(jit_bits, "_converts_half", lambda context: False)
+    monkeypatch.setattr(jit_bits, "converts_half", lambda context: False)
     load, store = njit(loaded_f16.py_func), njit(stored_f16.py_func)
     values, x = run(load, ALL, np.float32), hard_floats()
     assert "fpext" not in next(iter(load.inspect_llvm().values()))

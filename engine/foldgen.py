@@ -7,17 +7,20 @@ from collections.abc import Callable, Sequence
 from plait.ops.op import NUMBER_FOLDS
 from plait.planner.program import Node, Stage, data_inputs
 
+#: Vectors of eight float64 that are in use at once: a processor with AVX-512 has 32.
+REGISTERS = 30
 #: Ops of maps that `jit_folds` has; named here, for that module imports Numba.
 MAPS = frozenset({"add", "sub", "mul", "div", "neg", "abs", "where", "gt", "ge", "lt", "le", "eq", "ne", "and", "or", "not"})
 
 
 def only_folds(nodes: Sequence[Node], stage: Stage) -> bool:
-    """Whether a stage's maps and folds are all of those that one loop of vectors takes: no rows, nothing kept or stored, numbers for results."""
+    """Whether a stage's maps and folds are all of those that one loop of vectors takes: no rows, nothing kept or stored, few numbers for results."""
     if stage.row_length or stage.keeps or stage.store or stage.residents or not stage.folds:
         return False
     if any(nodes[i].op not in NUMBER_FOLDS or any(nodes[j].space != "tensor" for j in nodes[i].inputs) for i in stage.folds):
         return False
-    return all(_vector(nodes, i) for i in stage.compute)
+    added = [i for i in stage.folds if nodes[i].op != "largest"]
+    return len(added) + 2 * len({j for i in added for j in nodes[i].inputs}) <= REGISTERS and all(_vector(nodes, i) for i in stage.compute)
 
 
 def _vector(nodes: Sequence[Node], i: int) -> bool:

@@ -4,10 +4,10 @@
     python benchmarks/grid.py --preset tiny                     # seconds, to try it
     python benchmarks/grid.py --set /data/tl --methods ties --budgets 128MiB
 
-It measures the machine's rates first (`plait bench machine`). For every budget, method and shape it compares what `plait plan` predicts
+It measures the machine's rates first (`plait bench machine --whole`). For every budget, method and shape it compares what `plait plan` predicts
 with the private memory (RssAnon, sampled) of a merge in a process of its own, less that of a process which imports the same modules, and
 with the seconds that this process takes; with warm kernels, and with an empty kernel cache, where compiling counts too. Budgets that a
-plan refuses are listed as refused. Exits 1 when a measured peak is over its prediction or its budget.
+plan refuses are listed as refused. With matplotlib it is drawn, too. Exits 1 when a measured peak is over its prediction or its budget.
 """
 
 from __future__ import annotations
@@ -15,19 +15,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import machine
 from make_checkpoint import PRESETS, Preset, make_set
-from measure import MIB, CommandFailed, import_baseline, plait, planned, run
+from measure import MIB, CommandFailed, import_baseline, plait, planned
 from recipes import PROMISED, methods_named, models_in, text_of
-from report import save, table_of
+from report import RESULTS, save, table_of
+
+from plait.watching import Command, watch_each
 
 
 @dataclass(frozen=True)
@@ -77,16 +80,18 @@ class Cell:
         return "over " + " and ".join(over) if over else "ok"
 
 
-def calibrated(scratch: Path) -> dict[str, Any]:
+def calibrated(scratch: Path, through: Sequence[str]) -> dict[str, Any]:
     """Measures the machine in the folder that merges will write to; plans of this process's children use it from here on."""
     os.environ["PLAIT_CACHE_DIR"] = str(scratch / "calibration")
-    run(plait("bench", "machine", "--folder", scratch))
-    found: dict[str, Any] = json.loads((scratch / "calibration" / "machine.json").read_text())["rates"]
-    return found
+    (found,) = watch_each([Command(plait("bench", "machine", "--whole", "--folder", scratch))], through)
+    if found.status:
+        raise SystemExit(f"the machine cannot be measured: {found.output}")
+    rates: dict[str, Any] = json.loads((scratch / "calibration" / "machine.json").read_text())["rates"]
+    return rates
 
 
-def cells(shape: str, models: list[Path], methods: list[str], budgets: list[str], scratch: Path, *, cold: bool) -> Iterator[Cell]:
-    """All cells of one shape."""
+def cells(shape: str, models: list[Path], methods: list[str], budgets: list[str], scratch: Path, through: Sequence[str], *, cold: bool) -> Iterator[Cell]:
+    """All cells of one shape; those of a method are measured one after another, after a merge with its kernels that does not count."""
     out = scratch / "out"
     tiny = make_set(scratch / "imports", PRESETS["tiny"], len(models) - 1)
     for method in methods:
@@ -95,28 +100,35 @@ def cells(shape: str, models: list[Path], methods: list[str], budgets: list[str]
         small.write_text(text_of(method, tiny))
         baseline = import_baseline(small, out, "4GiB")
         shutil.rmtree(out)
-        warmed = False
-        for budget in budgets:
-            try:
-                plan = planned(recipe, budget)
-            except CommandFailed as refusal:
-                if refusal.status != 2 or "too small" not in refusal.output:
-                    raise
-                yield Cell(shape, method, budget, "", refused=True)
-                continue
-            command = plait("merge", recipe, out, "--memory", budget, "--quiet")
-            for kernels in ("cold", "warm") if cold else ("warm",):
-                cache = scratch / f"kernels-{method}" / (budget if kernels == "cold" else "warm")
-                if kernels == "warm" and not warmed:
-                    run(command, environment={"PLAIT_CACHE_DIR": str(cache)})
-                    shutil.rmtree(out)
-                    warmed = True
-                found = run(command, environment={"PLAIT_CACHE_DIR": str(cache)}, every_s=0.002)
-                shutil.rmtree(out)
-                wall, timing = round(found.wall_s, 3), plan["timing"]
-                expected = round(timing["seconds"] + (timing["first_run_s"] if kernels == "cold" else 0.0), 3)
-                memory = (plan["predicted_peak_bytes"], plan["budget_bytes"], baseline, found.peak_bytes)
-                yield Cell(shape, method, budget, kernels, False, *memory, wall, expected)
+        plans = {budget: plan for budget in budgets if (plan := planned_or_refused(recipe, budget)) is not None}
+        wanted = [(budget, kernels) for budget in plans for kernels in (("cold", "warm") if cold else ("warm",))]
+        commands = [merge(recipe, out, budget, scratch / f"kernels-{method}" / (budget if kernels == "cold" else "warm")) for budget, kernels in wanted]
+        clear = Command(("rm", "-rf", str(out)))
+        first = [merge(recipe, out, next(reversed(plans)), scratch / f"kernels-{method}" / "warm"), clear] if plans else []
+        found = watch_each([*first, *(c for command in commands for c in (command, clear))], through)
+        if found and found[-1].status != 0:
+            raise SystemExit(f"{method} on {shape}: {found[-1].output}")
+        yield from (Cell(shape, method, budget, "", refused=True) for budget in budgets if budget not in plans)
+        for (budget, kernels), run_of in zip(wanted, found[2::2], strict=True):
+            plan, timing = plans[budget], plans[budget]["timing"]
+            expected = round(timing["seconds"] + (timing["first_run_s"] if kernels == "cold" else 0.0), 3)
+            memory = (plan["predicted_peak_bytes"], plan["budget_bytes"], baseline, run_of.peak_bytes)
+            yield Cell(shape, method, budget, kernels, False, *memory, round(run_of.wall_s, 3), expected)
+
+
+def merge(recipe: Path, out: Path, budget: str, cache: Path) -> Command:
+    """A merge with a kernel cache of its own."""
+    return Command(plait("merge", recipe, out, "--memory", budget, "--quiet"), {"PLAIT_CACHE_DIR": str(cache)}, every_s=0.002)
+
+
+def planned_or_refused(recipe: Path, budget: str) -> dict[str, Any] | None:
+    """The plan, or None where it does not fit into the budget."""
+    try:
+        return planned(recipe, budget)
+    except CommandFailed as refusal:
+        if refusal.status != 2 or "too small" not in refusal.output:
+            raise
+        return None
 
 
 def shown(found: list[Cell]) -> list[list[str]]:
@@ -132,15 +144,21 @@ def shown(found: list[Cell]) -> list[list[str]]:
 
 def main() -> None:
     args = arguments()
+    if args.redraw:
+        kept = json.loads(((args.results or RESULTS) / f"{args.name}.json").read_text())["cells"]
+        names = {f.name for f in fields(Cell)}
+        draw([Cell(**{k: v for k, v in cell.items() if k in names}) for cell in kept], (args.results or RESULTS) / f"{args.name}.png")
+        return
     methods = methods_named(args.methods)
     found: list[Cell] = []
     with tempfile.TemporaryDirectory(prefix="grid-", dir=args.scratch) as name:
         scratch = Path(name)
-        rates = calibrated(scratch)
+        through = shlex.split(args.through)
+        rates = calibrated(scratch, through)
         sets = {args.set.name: models_in(args.set)} if args.set else {p: make_set(scratch / p, SHAPES[p], 3) for p in args.preset or SHAPES}
         for shape, models in sets.items():
             (scratch / f"work-{shape}").mkdir()
-            for cell in cells(shape, models, methods, args.budgets.split(","), scratch / f"work-{shape}", cold=not args.no_cold):
+            for cell in cells(shape, models, methods, args.budgets.split(","), scratch / f"work-{shape}", through, cold=not args.no_cold):
                 print(
                     f"{cell.shape} {cell.method} {cell.budget} {cell.kernels}: {cell.used / MIB:.1f} of {cell.predicted / MIB:.1f} MiB, {cell.verdict}",
                     flush=True,
@@ -149,6 +167,16 @@ def main() -> None:
         facts = machine.describe(scratch)
     write(args, {**facts, "rates": rates}, found)
     sys.exit(any(c.verdict not in ("ok", "refused") for c in found))
+
+
+def draw(found: list[Cell], path: Path) -> bool:
+    """Predicted over measured, of every merge and by cell; False where matplotlib is missing."""
+    try:
+        import grid_picture
+    except ModuleNotFoundError:
+        return False
+    grid_picture.draw(found, path)
+    return True
 
 
 def write(args: argparse.Namespace, facts: dict[str, Any], found: list[Cell]) -> None:
@@ -167,16 +195,20 @@ def write(args: argparse.Namespace, facts: dict[str, Any], found: list[Cell]) ->
         "notes": notes,
     }
     save(args.name, data, text + machine.line(facts) + "\n", args.results)
+    if draw(found, (args.results or RESULTS) / f"{args.name}.png"):
+        print(f"drawn: {args.name}.png")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", action="append", choices=SHAPES, help="shapes to make; default: all")
     parser.add_argument("--set", type=Path, help="use this set of checkpoints instead")
-    parser.add_argument("--methods", default=",".join(PROMISED), help="with commas; default: %(default)s")
+    parser.add_argument("--methods", default=",".join((*PROMISED, "della", "iso_c")), help="with commas; default: %(default)s")
     parser.add_argument("--budgets", default="64MiB,128MiB,256MiB,1GiB", help="with commas; default: %(default)s")
     parser.add_argument("--no-cold", action="store_true", help="leave out the runs with an empty kernel cache")
+    parser.add_argument("--through", default="", metavar="COMMAND", help="put before each measured series of runs, such as 'taskset -c 0,1'")
     parser.add_argument("--scratch", type=Path, help="folder for checkpoints and outputs (default: the system's)")
+    parser.add_argument("--redraw", action="store_true", help="run nothing: draw the data that are there")
     parser.add_argument("--name", default="grid", help="of the files under results; default: %(default)s")
     parser.add_argument("--results", type=Path, help="folder for the results (default: benchmarks/results)")
     return parser.parse_args()

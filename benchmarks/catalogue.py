@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -77,6 +78,7 @@ def keep(args: argparse.Namespace, sets: dict[str, Any], folder: Path) -> list[s
 
 def main() -> None:
     args = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that outputs of gigabytes do not stay behind
     file = args.results / f"{args.name}.json"
     sets: dict[str, Any] = json.loads(file.read_text())["sets"] if file.exists() else {}
     wanted = chosen([name for name in args.methods.split(",") if name])

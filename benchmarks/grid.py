@@ -17,6 +17,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -144,6 +145,7 @@ def shown(found: list[Cell]) -> list[list[str]]:
 
 def main() -> None:
     args = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that outputs of gigabytes do not stay behind
     if args.redraw:
         kept = json.loads(((args.results or RESULTS) / f"{args.name}.json").read_text())["cells"]
         names = {f.name for f in fields(Cell)}

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -128,6 +129,7 @@ def keep(args: argparse.Namespace, models: list[Path], peer: peers.Peer, rows: d
 
 def main() -> None:
     args = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that outputs of gigabytes do not stay behind
     models, peer = models_in(args.set), peers.mergekit(args.mergekit)
     file = args.results / f"{args.name}.json"
     kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}

@@ -134,8 +134,10 @@ def draw_machine(title: str, words: dict[str, str], rates: Rates, defaults: Rate
             axes.barh([words[n] for n in names], here, color=MEASURED, height=0.62, label="this machine")
             axes.plot([getattr(defaults, n) * scale for n in names], range(len(names)), "D", color=PREDICTED, markersize=5, label="assumed without measuring")
             for number, value in enumerate(here):
-                axes.annotate(f"{value:.3g}", (value, number), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+                end = max(value, getattr(defaults, names[number]) * scale)
+                axes.annotate(f"{value:.3g}", (end, number), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
             axes.set(xlabel=label, xscale="log")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.invert_yaxis()
             axes.margins(x=0.1)
         all_axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from plait.engine.ratefile import save_rates
+from plait.ops.errors import PlaitError
+from plait.peer_sd_mecha import sd_mecha_words
 from plait.planner.rates import DEFAULT_RATES
 from support import tiny
 
@@ -158,3 +160,38 @@ def test_plots_are_pictures(recipe: Path, tmp_path: Path):
     """A PNG is drawn."""
     plait("bench", "memory", recipe, "--budgets", "64MiB,128MiB", "--no-warm-up", "--plot", tmp_path / "m.png", cwd=tmp_path)
     assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")
+def test_machine_and_peers_are_drawn(recipe: Path, tmp_path: Path):
+    """An SVG of each, whose text is text."""
+    plait("bench", "machine", "--no-save", "--plot", "machine.svg", cwd=tmp_path)
+    assert "reading from the disk" in (tmp_path / "machine.svg").read_text()
+    (tmp_path / "copier.py").write_text(COPY)
+    peer = f"copier={sys.executable} {tmp_path / 'copier.py'} {{recipe}} {{out}}"
+    plait("bench", "peers", recipe, "--peer", peer, "--repeat", "1", "--plot", "peers.svg", cwd=tmp_path)
+    assert "copier" in (tmp_path / "peers.svg").read_text()
+
+
+# -- sd-mecha ----------------------------------------------------------------------------------------
+def test_a_recipe_becomes_sd_mechas(tmp_path: Path):
+    """Method, parameters and files of a recipe that it can merge; another recipe is refused with the reason and the recipe's line."""
+    models = tiny.write_set(tmp_path / "models")
+    made = tiny.recipes(models)
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "bin" / "python").touch()
+    (tmp_path / "r.yml").write_text(made["slerp"])
+    *_, wanted, out = sd_mecha_words(tmp_path / "venv", tmp_path / "r.yml")
+    assert out == "{out}"
+    assert json.loads(wanted)["method"] == "slerp"
+    assert json.loads(wanted)["base"] == str(models[0] / "model.safetensors")
+    entries = "".join(f"  - {{model: {m}, parameters: {{weight: {w}, density: 0.5}}}}\n" for m, w in zip(models[1:], (1, 2), strict=True))
+    for text, why in (
+        (f"merge_method: linear\nmodels:\n{entries.replace(', density: 0.5', '')}", "equal weight"),
+        (f"merge_method: dare_ties\nbase_model: {models[0]}\nmodels:\n{entries}", "counterparts"),
+    ):
+        (tmp_path / "r.yml").write_text(text)
+        with pytest.raises(PlaitError, match=rf"r.yml:1:\d+: sd-mecha cannot .*{why}"):
+            sd_mecha_words(tmp_path / "venv", tmp_path / "r.yml")
+    with pytest.raises(PlaitError, match="bin/python"):
+        sd_mecha_words(tmp_path / "nowhere", tmp_path / "r.yml")

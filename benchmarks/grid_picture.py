@@ -37,7 +37,8 @@ def draw(found: Sequence[Cell], path: Path) -> None:
     rows = list(dict.fromkeys((c.shape, c.method) for c in found))
     with picture(path, 9.5, 4.6 + 0.24 * len(rows), 2, 2, height_ratios=(4, 0.28 * len(rows) + 0.4)) as (figure, ((memory, time), (peaks, times))):
         points(memory, ran, lambda c: c.used / MIB, lambda c: c.predicted / MIB, "peak private memory, MiB")
-        memory.annotate("above the line: more predicted than measured", (0.03, 0.97), xycoords="axes fraction", va="top", fontsize=8, color=BUDGET)
+        below = "below the line: a peak\nabove its prediction"
+        memory.annotate(below, (0.97, 0.03), xycoords="axes fraction", ha="right", va="bottom", fontsize=8, color=BUDGET)
         points(time, ran, lambda c: c.wall_s, lambda c: c.predicted_s, "seconds")
         low, high = time.get_xlim()
         time.fill_between((low, high), (low / 2, high / 2), (low * 2, high * 2), color="0.94", zorder=0, label="a factor of two")

@@ -21,9 +21,9 @@ _PRESETS = ("tiny", "0.1b", "1.1b", "70b-width-1layer", "70b", "moe-100k")
 _EXAMPLES = """
 \b
 Examples:
-  plait bench methods                                     all, on 0.1 billion made-up parameters
-  plait bench methods --methods ties,dare_ties,iso_c      some
-  plait bench methods --on models/base                    on your shapes; experts are made up: the model and noise
+  plait bench methods                                  all, on 0.1 billion made-up parameters
+  plait bench methods --methods ties,dare_ties,iso_c   some
+  plait bench methods --on models/base                 your shapes; experts: the model and noise
   plait bench methods --on models/base --expert models/math --expert models/code
   plait bench methods --shapes 1.1b --memory 256MiB --limit 60 --plot methods.png
 """

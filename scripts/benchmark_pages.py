@@ -92,8 +92,8 @@ def _catalogue(found: dict[str, Any] | None) -> Iterator[str]:
         return
     yield "## Every method"
     yield (
-        "The recipe of each is the one on its page. Streamed methods ran in `--memory 128MiB`, those that decompose matrices in what they needed "
-        "of half the free memory; `private` is the whole process, imports included, the peaks are above the imports. Kernels were compiled, and "
+        "The recipe of each is the one on its page. Streamed methods ran in `--memory 128MiB`, those that decompose matrices in half of the free "
+        "memory. `peak` is above the imports, `private` the whole process with them. Kernels were compiled, and "
         f"inputs read once, before. `python benchmarks/catalogue.py`, {_machine(found['machine'])}."
     )
     for name, entry in found["sets"].items():
@@ -101,7 +101,7 @@ def _catalogue(found: dict[str, Any] | None) -> Iterator[str]:
         streamed = [r["private_bytes"] for r in rows if r["state"] == "ran" and r["streams"]]
         yield f"### {TITLES.get(name, name)}: {entry['experts']} experts, {entry['model_bytes'] / 1e9:.2g} GB each"
         if streamed:
-            yield f"{len(streamed)} methods streamed, none in more than {max(streamed) / MIB:.0f} MiB of private memory."
+            yield f"{len(streamed)} methods were streamed, none in more than {max(streamed) / MIB:.0f} MiB of private memory."
         yield _table(["method", "time", "predicted", "peak", "predicted", "private", "passes", "read", "written"], [_method(r) for r in rows])
         notes = [f"- `{r['method']}`: {r['why']}" for r in rows if r["why"]]
         if notes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +186,16 @@ def test_a_scan_of_integers_alone(tmp_path: Path) -> None:
     scan = plait.inspect(tmp_path / "x.safetensors", scan=True, memory="64MiB").scan
     assert scan is not None
     assert (scan.tensors, scan.not_scanned) == ((), ("ids",))
+
+
+def test_many_kinds_in_many_layers_take_no_time(tmp_path: Path) -> None:
+    """A file made so that every layer holds a tensor of a name of its own is summarised at once."""
+    count = 20_000
+    entries = {f"a.{i}.x{i}": {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]} for i in range(count)}
+    text = json.dumps(entries).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    opened = open_checkpoint(tmp_path / "x.safetensors")
+    begun = time.process_time()
+    summary = summarise(opened)
+    assert time.process_time() - begun < 5
+    assert len(summary["odd"]["partial"]) == count

@@ -68,7 +68,7 @@ def _both(diff: Diff) -> str:
 def _map(diff: Diff) -> HeatMap | None:
     """Layers down, kinds across: a page is read downwards."""
     cells = grid(diff)
-    if not cells.cells:
+    if not cells.drawable:
         return None
     maps = []
     for view in views(diff):

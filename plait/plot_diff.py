@@ -15,6 +15,8 @@ from plait.planner.header_text import printable
 from plait.planner.inspect import ROLES
 
 _ENDINGS = (".png", ".svg", ".pdf")
+#: Cells of a map that anybody could look at; names out of strangers' files may ask for millions.
+MOST_CELLS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,11 @@ class Grid:
     layers: tuple[int, ...]
     cells: dict[tuple[int, str], Figures]
     outside: dict[str, Figures]
+
+    @property
+    def drawable(self) -> bool:
+        """Whether there are cells, and no more than can be shown."""
+        return bool(self.cells) and len(self.kinds) * len(self.layers) <= MOST_CELLS
 
     def values(self, view: View) -> list[list[float | None]]:
         """`[kind][layer]`."""
@@ -114,8 +121,9 @@ def plot_diff(diff: Diff, path: Path) -> None:
     """
     check_plot(path)
     cells = grid(diff)
-    if not cells.cells:
-        raise PlanError(f"{path}: no tensor of a layer was compared, so there is no map to draw; use --format json")
+    if not cells.drawable:
+        what = "no tensor of a layer was compared" if not cells.cells else f"{len(cells.kinds)} kinds in {len(cells.layers)} layers were compared"
+        raise PlanError(f"{path}: {what}, so there is no map to draw; use --format json")
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

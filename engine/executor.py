@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from plait.engine.cache import ResultCache
-from plait.engine.component import ComponentRun, Pass
+from plait.engine.component import ComponentRun
 from plait.engine.events import Events, Report, Several
 from plait.engine.facts import result_facts
 from plait.engine.faults import named
@@ -30,6 +30,7 @@ from plait.engine.ledger import Ledger
 from plait.engine.looks import counts, look
 from plait.engine.moments import Step, Task
 from plait.engine.orderstat import Statistic
+from plait.engine.passes import Pass
 from plait.engine.pool import DevicePool
 from plait.engine.prepare import prepare_kernels
 from plait.engine.reader import Reader

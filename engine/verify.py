@@ -16,11 +16,11 @@ import numpy as np
 
 from plait.engine.blockrun import Array
 from plait.engine.checksum import RangeDigest, combined
-from plait.engine.component import COPY_UNIT
 from plait.engine.copying import read_source
 from plait.engine.executor import execute
 from plait.engine.journal import ENTRY, JOURNAL_NAME, Found, sorted_entries
 from plait.engine.manifest import MANIFEST_NAME, file_sum, header_sum, read_manifest
+from plait.engine.passes import COPY_UNIT
 from plait.engine.reader import Reader
 from plait.ops.dtypes import BY_CODE
 from plait.ops.errors import CheckpointError, VerifyError

@@ -14,6 +14,7 @@ from plait.engine.orderstat import NO_LIMIT, Guess, Threshold, foresee
 from plait.engine.smalls import added_up
 from plait.ops.errors import KernelError
 from plait.planner.blocks import SCOPE_PIECE, SCOPE_PIECES
+from plait.planner.optimisations import FORESIGHT
 from plait.planner.program import Stage, scope_of
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def foresee_scopes(run: Run, sweep: int) -> None:
     """Judge the digits of the model-wide thresholds that end with a sweep by a sample of every tensor that adds to them in it."""
     host = run.host
     first = {s.key: s for s in host.plan.scopes if s.sweep == sweep and s.key in host.statistics and s.key not in host.scope_values}
-    if not first:
+    if not first or FORESIGHT in host.plan.without:
         return
     host.workers[threading.get_ident()] = run.workers[0]
     samples: dict[str, list[Array]] = {key: [] for key in first}

@@ -23,6 +23,7 @@ from plait.engine.sink import Sink
 from plait.engine.ticker import Watch
 from plait.engine.writebehind import Ticket, WriteBehind
 from plait.planner.blocks import PAGE, StageBuffers, stage_buffers
+from plait.planner.optimisations import FORESIGHT
 from plait.planner.plan import Plan
 from plait.planner.program import Program, Stage
 
@@ -183,7 +184,9 @@ class Host:
             self.events.progress(read, written)
 
     def count_recounts(self, count: int) -> None:
-        """Note order statistics whose digit was not foreseen."""
+        """Note order statistics whose digit was not foreseen, where that was tried."""
+        if FORESIGHT in self.plan.without:
+            return
         with self._lock:
             self.report.recounted += count
 

@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal, TypeAlias
 
@@ -195,6 +199,18 @@ ON_MATRICES = ("add", "sub", "mul", "div", "neg", "abs", "sign", "maximum", "min
 
 def binary(name: str, a: Operand, b: Operand) -> LazyTensor:
     """Arithmetic and comparison with the simplifications that change no bit: x*1, x/1, and numbers among themselves."""
+    folding = _FOLDING.get()
+    if folding is not None and not folding.on:
+        return elementwise(name, a, b)
+    simpler = _simplified(name, a, b)
+    if simpler is None:
+        return elementwise(name, a, b)
+    if folding is not None:
+        folding.done += 1
+    return simpler
+
+
+def _simplified(name: str, a: Operand, b: Operand) -> LazyTensor | None:
     x, y = value_of(a), value_of(b)
     if x is not None and y is not None and name in _ON_NUMBERS and not (name == "div" and y == 0):
         return const(_ON_NUMBERS[name](x, y))
@@ -202,7 +218,29 @@ def binary(name: str, a: Operand, b: Operand) -> LazyTensor:
         return a
     if name == "mul" and x == 1.0 and isinstance(b, LazyTensor):
         return b
-    return elementwise(name, a, b)
+    return None
+
+
+@dataclass(slots=True)
+class Folding:
+    """Whether `binary` simplifies, and how often it did."""
+
+    on: bool = True
+    done: int = 0
+
+
+_FOLDING: ContextVar[Folding | None] = ContextVar("folding", default=None)
+
+
+@contextmanager
+def constant_folding(on: bool = True) -> Iterator[Folding]:
+    """While it lasts, the simplifications of `binary` are counted, or not made."""
+    folding = Folding(on)
+    token = _FOLDING.set(folding)
+    try:
+        yield folding
+    finally:
+        _FOLDING.reset(token)
 
 
 _ON_NUMBERS = {"add": lambda x, y: x + y, "sub": lambda x, y: x - y, "mul": lambda x, y: x * y, "div": lambda x, y: x / y}

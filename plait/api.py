@@ -25,6 +25,7 @@ from plait.planner.donor import side_files
 from plait.planner.expressions import OutputSpec, job_specs
 from plait.planner.layers import split
 from plait.planner.layout import make_layout
+from plait.planner.optimisations import KEEP_INPUTS, checked
 from plait.planner.plan import Plan
 from plait.planner.recipe import load_recipe
 from plait.planner.residency import CHOICES
@@ -62,6 +63,7 @@ class Options:
         cache: folder in which expensive results (polar factors, thresholds, Gram matrices) are kept for other merges of the same inputs; None,
             the default, keeps nothing. The output is the same. Whoever may write to the folder can change what is merged from it.
         cache_size: most bytes of that folder; the results longest unused go first.
+        without: optimisations that are switched off, by name (`plait.planner.optimisations`). The output is the same.
     """
 
     memory: str | int | None = None
@@ -77,6 +79,7 @@ class Options:
     allow_nonfinite: bool = False
     cache: str | Path | None = None
     cache_size: str | int = CACHE_SIZE
+    without: tuple[str, ...] = ()
 
 
 def plan(recipe: str | Path, options: Options | None = None, *, memory: str | int | None = None) -> Plan:
@@ -222,7 +225,7 @@ def _plan_recipe(path: str | Path, options: Options) -> tuple[Plan, tuple[SideFi
         return open_checkpoint(resolve_model(text, near), text)
 
     assembly = assemble(recipe, open_near, find=lambda text: resolve_model(text, near))
-    specs = job_specs(assembly.jobs)
+    specs = job_specs(assembly.jobs, options.without)
     title = " + ".join([recipe.method, *dict.fromkeys(step.name for job in assembly.jobs for step in job.steps)])
     shapes = {job.output: job.shape for job in assembly.jobs}
     read = (*assembly.checkpoints, *assembly.statistics)
@@ -253,7 +256,7 @@ def _layer_sources(jobs: Sequence[Job]) -> list[int]:
 def _plan_model(model: Model, options: Options, dtype: str | None) -> tuple[Plan, tuple[SideFile, ...], list[str]]:
     if dtype is not None and dtype not in RECIPE_FLOATS:
         raise PlanError(f"dtype {dtype!r} is not one of {', '.join(RECIPE_FLOATS)}")
-    specs, notes = output_specs(model, BY_NAME[dtype].code if dtype else None)
+    specs, notes = output_specs(model, BY_NAME[dtype].code if dtype else None, options.without)
     shapes = {spec.name: spec.leaves[0].shape for spec in specs}
     checkpoints = _checkpoints(model)
     notes += left_out(model.donor, checkpoints)
@@ -305,8 +308,14 @@ def resolve(options: Options) -> tuple[Resources, list[str]]:
         raise PlanError(f"residency {options.residency!r} is not one of {', '.join(CHOICES)}")
     rates, odd = load_rates()
     device = "cuda" if gpu and options.device != "cpu" else "cpu"
-    room = available_memory()
-    resources = Resources(memory, options.workers or cores(), backend, device, gpu, rates, room, options.residency, options.maps, _cache_bytes(options))
+    why = "" if device == "cuda" else "as asked (--device cpu)" if options.device == "cpu" else "no CUDA device is found"
+    resources = Resources(memory, options.workers or cores(), backend, device, gpu, rates, available_memory(), options.residency, options.maps)
+    without = checked(options.without)
+    if KEEP_INPUTS in without:
+        if options.residency == "keep":
+            raise PlanError("--residency keep and --no-keep-inputs ask for opposites; give one of them")
+        resources = replace(resources, residency="reread")
+    resources = replace(resources, cache_bytes=_cache_bytes(options), without=without, device_why=why)
     return resources, [*notes, *found, *more, *odd]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from plait.cli_options import RECIPE_FORM, cache_options, machine_options, options_of
+from plait.cli_options import RECIPE_FORM, cache_options, machine_options, optimisation_options, options_of
 from plait.planner.header_text import printable
 
 _MERGE_EXAMPLES = """
@@ -42,6 +42,7 @@ Examples:
 @click.argument("out", type=click.Path(path_type=Path))
 @machine_options
 @cache_options
+@optimisation_options
 @click.option("--restart", is_flag=True, help="Begin anew: drop what an interrupted run has finished, instead of continuing it.")
 @click.option("--overwrite", is_flag=True, help="Replace the checkpoint at OUT; it stays until the new one is whole.")
 @click.option("--allow-nonfinite", is_flag=True, help="Merge models that hold infinity or NaN, and write such values; they are counted and listed.")

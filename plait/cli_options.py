@@ -82,9 +82,22 @@ def cache_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def optimisation_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A `--no-<name>` for each optimisation."""
+    from plait.planner.optimisations import OPTIMISATIONS
+
+    for o in reversed(OPTIMISATIONS.values()):
+        command = click.option(f"--no-{o.name}", f"without_{o.name.replace('-', '_')}", is_flag=True, help=f"Switch off: {o.does[0].lower()}{o.does[1:]}")(
+            command
+        )
+    return command
+
+
 def options_of(values: dict[str, Any]) -> Options:
     """The `Options` that a command line means."""
     from plait.api import Options
 
     values.pop("debug", None)
-    return Options(**values)
+    off = [key for key in values if key.startswith("without_")]
+    without = tuple(key.removeprefix("without_").replace("_", "-") for key in off if values[key])
+    return Options(**{key: value for key, value in values.items() if key not in off}, without=without)

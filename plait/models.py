@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from plait.ops.tensor import LazyTensor, binary
 from plait.planner.checkpoint import open_checkpoint, resolve_model
 from plait.planner.expressions import OutputSpec, by_statistic, leaf_of
 from plait.planner.layers import role as role_of
+from plait.planner.optimisations import SHARED_INPUTS
 from plait.planner.statistics import LayerFile
 from plait.planner.types import Checkpoint, TensorRef
 
@@ -229,12 +230,13 @@ class Merged(Model):
         return result
 
 
-def output_specs(model: Model, dtype: str | None) -> tuple[list[OutputSpec], list[str]]:
+def output_specs(model: Model, dtype: str | None, without: Collection[str] = ()) -> tuple[list[OutputSpec], list[str]]:
     """Specs of every tensor of a model, and notes.
 
     Args:
         model: any expression.
         dtype: storage code of float tensors in the output, or None for that of the inputs.
+        without: names of optimisations that are not made.
 
     Raises:
         PlanError: tensors are missing or differ in shape; lists all.
@@ -259,7 +261,7 @@ def output_specs(model: Model, dtype: str | None) -> tuple[list[OutputSpec], lis
             specs.append(_copied(name, leaves[0]))
             copied += 1
         else:
-            specs.append(_merged(model, name, leaves, dtype))
+            specs.append(_merged(model, name, leaves, dtype, SHARED_INPUTS not in without))
     if problems:
         rest = f"\nand {len(problems) - 20} more like these" if len(problems) > 20 else ""
         raise PlanError("\n".join(problems[:20]) + rest, problems=problems)
@@ -298,9 +300,9 @@ def _copied(name: str, ref: TensorRef) -> OutputSpec:
     return OutputSpec(name, ref.dtype, (ref,), ("copy", ref.dtype, ref.shape), lambda nodes: nodes[0], role_of(name))
 
 
-def _merged(model: Model, name: str, leaves: list[TensorRef], dtype: str | None) -> OutputSpec:
-    unique = tuple(dict.fromkeys(leaves))
-    pattern = tuple(unique.index(leaf) for leaf in leaves)
+def _merged(model: Model, name: str, leaves: list[TensorRef], dtype: str | None, shared: bool) -> OutputSpec:
+    unique = tuple(dict.fromkeys(leaves)) if shared else tuple(leaves)
+    pattern = tuple(unique.index(leaf) for leaf in leaves) if shared else tuple(range(len(leaves)))
     out = dtype or promote([leaf.dtype for leaf in model.weights(name)])
     signature = (model.signature(name), pattern, tuple(u.dtype for u in unique), unique[0].shape, out)
-    return OutputSpec(name, out, unique, signature, lambda nodes: model.build(name, iter([nodes[p] for p in pattern])), role_of(name))
+    return OutputSpec(name, out, unique, signature, lambda nodes: model.build(name, iter([nodes[p] for p in pattern])), role_of(name), named=len(leaves))

@@ -5,153 +5,104 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from plait.ops.wholes import is_view
-from plait.planner.cost import component_bytes, input_bytes, output_bytes, selects, stage_read_bytes
+from plait.planner.cost import component_bytes, input_bytes, output_bytes, stage_read_bytes
 from plait.planner.expressions import used_inputs
+from plait.planner.grouping import Group as Group
+from plait.planner.grouping import groups as groups
+from plait.planner.grouping import letter, ways
+from plait.planner.header_text import printable
+from plait.planner.optimisations import OPTIMISATIONS
 from plait.planner.plan import Component, Plan
-from plait.planner.program import Node, Program, Stage, scope_of
-from plait.planner.residency import ASKED, CHEAPER, KEPT, NO_ROOM, slab_bytes
+from plait.planner.pools import pools
+from plait.planner.program import Program
+from plait.planner.residency import KEPT, NO_ROOM, slab_bytes
+from plait.planner.savings import savings
 from plait.planner.schedule import size
+from plait.planner.treeline import Line, headed
+from plait.planner.whatif import WhatIf, what_if
+from plait.planner.wholework import WholeWork, whole_work
+from plait.planner.words import counted, dimensions, flops, times
+from plait.planner.words import duration as duration
 
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-#: What becomes of inputs between passes.
-_STAYS = {
-    KEPT: "kept in memory between passes",
-    CHEAPER: "re-read: cheaper than keeping them",
-    NO_ROOM: "re-read: no room to keep them",
-    ASKED: "re-read, as asked",
-}
-_ROLES = ("embedding", "attention", "mlp", "norm", "head", "other")
+#: Whole ops that do less than this part of the work are summed up in one line.
+_MINOR = 0.01
+#: Columns that the labels of what a plan needs take.
+_LABEL = 13
 
 
-@dataclass(slots=True)
-class Group:
-    """Outputs of one role and shape that run the same way.
+def headline(plan: Plan) -> str:
+    """What the merge needs, in a sentence that takes no knowledge of plait."""
+    p = plan.prediction
+    peak = f"; the peak is set by {printable(p.peak_task)}" if p.peak_task else ""
+    return f"{plan.title} needs {size(p.peak_bytes)} of memory and about {duration(p.seconds)}{peak}"
 
-    Attributes:
-        label: what they are called, layer numbers folded.
-        count: how many.
-        shape: of each.
-        components: all of them.
+
+def to_tree(plan: Plan, without: Sequence[str] = ()) -> Tree:
+    """The plan as a rich tree.
+
+    Args:
+        plan: to show.
+        without: a line for each optimisation that is switched off, to be shown with it: what that costs.
     """
-
-    label: str
-    shape: tuple[int, ...]
-    components: list[Component] = field(default_factory=list)
-
-    @property
-    def count(self) -> int:
-        """How many outputs."""
-        return len(self.components)
-
-
-def groups(plan: Plan) -> dict[str, list[Group]]:
-    """Outputs by role; within a role, equal tensors of different layers are one group."""
-    found: dict[str, dict[Any, Group]] = {role: {} for role in _ROLES}
-    ways = _ways(plan)
-    for component in plan.components:
-        program = plan.program_of(component)
-        label = _folded(component.name)
-        key = (label, program.shape, ways[component.program])
-        found.setdefault(component.role, {}).setdefault(key, Group(label, program.shape)).components.append(component)
-    return {role: list(table.values()) for role, table in found.items() if table}
-
-
-def _ways(plan: Plan) -> dict[int, str]:
-    """For each program in use, how its components run."""
-    first = {c.program: c for c in reversed(plan.components)}
-    return {number: _how(plan, component) for number, component in first.items()}
-
-
-def _folded(name: str) -> str:
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
-
-
-def _how(plan: Plan, component: Component) -> str:
-    """The passes of a component in words."""
-    program = plan.program_of(component)
-    if program.copy is not None:
-        return "bytes copied"
-    if not program.stages:
-        return "empty"
-    parts = [_stage(program, stage, number) for number, stage in enumerate(program.stages)]
-    stays = _STAYS.get(plan.residency[component.program], "")
-    return " → ".join(parts) + (f" · inputs {stays}" if stays else "")
-
-
-def _stage(program: Program, stage: Stage, number: int) -> str:
-    nodes = program.nodes
-    words: list[str] = []
-    thresholds = selects(program, stage)
-    if thresholds:
-        wide = " model-wide" if any(scope_of(nodes[i]) for i in thresholds) else ""
-        words.append(f"{len(thresholds)}{wide} exact threshold{'s' if len(thresholds) > 1 else ''}")
-    folds = len(stage.folds) - len(thresholds)
-    if folds:
-        words.append(f"{folds} fold{'s' if folds > 1 else ''}")
-    rows = [nodes[i].op for i in stage.compute if nodes[i].kind == "rows"]
-    if rows:
-        words.append("row ranks" if set(rows) == {"row_rank"} else "row folds" if "row_rank" not in rows else "row ranks and folds")
-    maps = sum(1 for i in stage.compute if nodes[i].kind == "map")
-    if stage.store:
-        words.append(f"map of {maps} ops" if maps else "cast")
-    elif stage.keeps and all(is_view(nodes[w].op, nodes[w]) and nodes[w].op != "hold" for w in stage.wholes):
-        words.append("kept whole")
-    words += _whole_words(nodes, stage)
-    return f"pass {number + 1}: {', '.join(words)}"
-
-
-def _whole_words(nodes: Sequence[Node], stage: Stage) -> list[str]:
-    """The whole ops of a stage, equal ones counted; views of memory are left out."""
-    found: dict[str, int] = {}
-    for w in stage.wholes:
-        node = nodes[w]
-        if node.op == "hold":
-            found["held"] = found.get("held", 0) + 1
-        elif not is_view(node.op, node):
-            name = f"{node.op} (fast)" if node.param("accuracy") == "fast" else node.op
-            name = f"whole: {name}{' again' if node.param('again') else ''}"
-            found[name] = found.get(name, 0) + 1
-    return [f"{count} x {name}" if count > 1 else name for name, count in found.items()]
-
-
-def to_tree(plan: Plan) -> Tree:
-    """The plan as a rich tree."""
-    from rich.markup import escape
     from rich.tree import Tree
 
-    p = plan.prediction
-    files = f"{len(plan.layout.shards)} file{'s' if len(plan.layout.shards) != 1 else ''}"
-    root = Tree(f"[bold]{escape(plan.title)}[/]  {len(plan.components)} tensors, {files}, plan {plan.fingerprint[:12]}")
-    need = root.add("[bold]needs[/]")
-    need.add(f"peak memory  {size(p.peak_bytes)} of {size(plan.budget_bytes)} (smallest budget that works: {size(p.minimum_bytes)})")
-    need.add(
-        f"             {size(p.runtime_bytes)} program + {plan.workers} workers x {size(p.worker_bytes + p.slab_bytes)} buffers + {size(p.state_bytes)} held"
-    )
-    if p.peak_task:
-        need.add(f"             set by {escape(p.peak_task)}")
-    extra = f" (+ up to {size(p.bytes_read_extra)} where a sample mispredicts a threshold)" if p.bytes_read_extra else ""
-    need.add(f"reads        {size(p.bytes_read)}{extra}, every input at most {_times(p.passes)}")
-    need.add(f"writes       {size(p.bytes_written)}" + (f", {size(p.bytes_copied)} of it copied undecoded" if p.bytes_copied else ""))
-    for line in [*_times_taken(plan), *_cached(plan)]:
-        need.add(line)
-    need.add(f"runs on      {_backend(plan)}")
-    need.add(f"maps on      {_maps(plan)}")
-    if plan.sweeps > 1:
-        need.add(f"sweeps       {plan.sweeps} over the model: {len(plan.scopes)} model-wide statistics come before what uses them")
+    first = headline(plan)
+    root = Tree(Line(first, 0, len(first)))
+    files = counted(len(plan.layout.shards), "file")
+    folders = counted(len({f.path.rsplit("/", 1)[0] for f in plan.files}), "folder")
+    outputs = f"{counted(len(plan.components), 'tensor')}, {size(plan.prediction.bytes_written)} in {files}"
+    root.add(Line(f"{outputs}, from {folders}; plan {plan.fingerprint[:12]}"))
+    need = root.add(headed("needs"))
+    for line in [*_memory(plan), *_moved(plan), *_times_taken(plan), *_cached(plan), *_runs(plan)]:
+        need.add(Line(line, _LABEL))
+    _add_budgets(root, plan)
+    if plan.without:
+        off = root.add(headed("switched off"))
+        for line in without or [f"{name}: {OPTIMISATIONS[name].does}" for name in plan.without]:
+            off.add(Line(line))
+    _add_savings(root, plan)
     _add_inputs(root, plan)
+    _add_passes(root, plan)
+    _add_wholes(root, plan)
     _add_groups(root, plan)
     if plan.notes:
-        notes = root.add("[bold]notes[/]")
+        notes = root.add(headed("notes"))
         for note in plan.notes:
-            notes.add(escape(note))
+            notes.add(Line(printable(note)))
     return root
+
+
+# -- what it needs ---------------------------------------------------------------------------------
+def _memory(plan: Plan) -> list[str]:
+    p = plan.prediction
+    host, *gpus = pools(plan)
+    lines = [
+        f"peak memory  {size(p.peak_bytes)} of {size(plan.budget_bytes)} (smallest budget that works: {size(p.minimum_bytes)})",
+        f"             {size(p.runtime_bytes)} program + {counted(plan.workers, 'worker')} x {size(p.worker_bytes + p.slab_bytes)} buffers"
+        f" + {size(p.state_bytes)} held",
+    ]
+    if host.task:
+        lines.append(f"             set by {printable(host.task)}" + (f": {host.why}" if host.why else ""))
+    for pool in gpus:
+        lines.append(f"{pool.name:<13}at most {size(pool.peak_bytes)} of {size(pool.budget_bytes)}" + (f": {pool.why}" if pool.why else ""))
+        if pool.task:
+            lines.append(f"             set by {printable(pool.task)}")
+    return lines
+
+
+def _moved(plan: Plan) -> list[str]:
+    p = plan.prediction
+    extra = f" (+ up to {size(p.bytes_read_extra)} where a sample mispredicts a threshold)" if p.bytes_read_extra else ""
+    return [
+        f"reads        {size(p.bytes_read)}{extra}, every input at most {times(p.passes)}",
+        f"writes       {size(p.bytes_written)}" + (f", {size(p.bytes_copied)} of it copied undecoded" if p.bytes_copied else ""),
+    ]
 
 
 def _times_taken(plan: Plan) -> list[str]:
@@ -163,11 +114,23 @@ def _times_taken(plan: Plan) -> list[str]:
         parts["reading from disk"] = parts.pop("reading")
     shown = [f"{name} {duration(s)}" for name, s in sorted(parts.items(), key=lambda item: -item[1]) if s >= 0.05]
     lines = [f"time         about {duration(timing.seconds)}" + (f" ({', '.join(shown)})" if shown else "")]
+    if most := _most_work(plan):
+        lines.append(f"             {most}")
     if timing.first_run_s:
         lines.append(f"             {duration(timing.first_run_s)} more where its kernels are not compiled yet")
     if not timing.measured:
         lines.append("             time estimated with default rates; run `plait bench machine`")
     return lines
+
+
+def _most_work(plan: Plan) -> str:
+    """The program that most of the reading and computing is for, where there are several."""
+    shares = plan.timing.programs
+    total = sum(share.seconds for share in shares)
+    if len(shares) < 2 or total <= 0.0:
+        return ""
+    most = max(shares, key=lambda share: share.seconds)
+    return f"{100 * most.seconds / total:.0f} % of the work is for {counted(most.count, 'tensor')} of {dimensions(plan.programs[most.program].shape)}"
 
 
 def _cached(plan: Plan) -> list[str]:
@@ -188,24 +151,14 @@ def _cached(plan: Plan) -> list[str]:
     return lines
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 120:
-        return f"{whole} s"
-    return f"{whole // 60} min {whole % 60} s" if whole < 7200 else f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def _times(count: int) -> str:
-    return {0: "never", 1: "once", 2: "twice"}.get(count, f"{count} times")
-
-
-def _backend(plan: Plan) -> str:
+def _runs(plan: Plan) -> list[str]:
     kernels = {"numba": "compiled Numba kernels", "torch": "the torch block interpreter"}[plan.backend]
     whole = any(s.wholes for q in plan.programs for s in q.stages)
-    return f"{plan.workers} worker{'s' if plan.workers > 1 else ''}, {kernels}" + (f"; whole-tensor ops on {plan.device}" if whole else "")
+    lines = [f"runs on      {counted(plan.workers, 'worker')}, {kernels}" + (f"; whole-tensor ops on {plan.device}" if whole else "")]
+    lines.append(f"maps on      {_maps(plan)}")
+    if plan.sweeps > 1:
+        lines.append(f"sweeps       {plan.sweeps} over the model: {len(plan.scopes)} model-wide statistics come before what uses them")
+    return lines
 
 
 def _maps(plan: Plan) -> str:
@@ -216,21 +169,54 @@ def _maps(plan: Plan) -> str:
     return f"CUDA, as asked (--maps cuda): {plan.workers} x {size(plan.gpu_worker_bytes)} of {budgets} there, copied in the stored type"
 
 
-def _add_inputs(root: Tree, plan: Plan) -> None:
-    from rich.markup import escape
+# -- other budgets ---------------------------------------------------------------------------------
+def _add_budgets(root: Tree, plan: Plan) -> None:
+    rows = _told(what_if(plan))
+    if not rows:
+        return
+    plenty = next(row.budget_bytes for row in rows if row.enough or row is rows[-1])
+    table = [("--memory", "peak", "workers", "reads", "passes", "kept", "time", ""), *(_budget(row, plenty) for row in rows)]
+    if not any(row.kept for row in rows):
+        table = [row[:5] + row[6:] for row in table]
+    widths = [max(len(row[k]) for row in table) for k in range(len(table[0]))]
+    branch = root.add(headed("other budgets"))
+    for row in table:
+        branch.add(Line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()))
 
+
+def _told(rows: Sequence[WhatIf]) -> list[WhatIf]:
+    """Rows that are marked, and those that differ from the one before in more than what is held."""
+    told: list[WhatIf] = []
+    for row in rows:
+        if row.asked or row.smallest or row.enough or not told or _outcome(row) != _outcome(told[-1]):
+            told.append(row)
+    return told
+
+
+def _outcome(row: WhatIf) -> tuple[object, ...]:
+    return row.workers, row.passes, row.bytes_read, row.kept, round(row.seconds, 1)
+
+
+def _budget(row: WhatIf, plenty: int) -> tuple[str, ...]:
+    marks = [word for word, holds in (("yours", row.asked), ("least", row.smallest), ("enough", row.budget_bytes == plenty)) if holds]
+    figures = (str(row.workers), size(row.bytes_read), str(row.passes), str(row.kept or "-"), duration(row.seconds))
+    return (size(row.budget_bytes), size(row.peak_bytes), *figures, ", ".join(marks))
+
+
+# -- inputs, passes, whole ops ---------------------------------------------------------------------
+def _add_inputs(root: Tree, plan: Plan) -> None:
     read: dict[str, int] = {}
     for component in plan.components:
         for ref in used_inputs(plan.program_of(component), component.inputs):
             read[ref.file] = read.get(ref.file, 0) + ref.nbytes
-    branch = root.add("[bold]inputs[/]")
+    branch = root.add(headed("inputs"))
     folders = groupby(plan.files, key=lambda f: f.path.rsplit("/", 1)[0])
     for folder, members in folders:
         files = list(members)
         used = sum(read.get(f.path, 0) for f in files)
-        count = f"{len(files)} files" if len(files) > 1 else "1 file"
+        count = counted(len(files), "file")
         figures = f"{count}, {size(sum(f.size for f in files))}, {size(used)} of it used" if used else f"{count}, not read"
-        branch.add(f"{figures}  {escape(_shown(folder))}")
+        branch.add(Line(f"{figures}  {printable(_shown(folder))}"))
 
 
 def _shown(folder: str) -> str:
@@ -239,31 +225,15 @@ def _shown(folder: str) -> str:
     return os.path.relpath(folder, here) if folder.startswith(here + os.sep) else folder
 
 
-def _add_groups(root: Tree, plan: Plan) -> None:
-    """First the distinct ways in which tensors run, then the tensors by role, each naming its way."""
-    from rich.markup import escape
-
-    ways: dict[str, list[Component]] = {}
-    how = _ways(plan)
+def _add_passes(root: Tree, plan: Plan) -> None:
+    """The distinct ways in which tensors run, each with a letter."""
+    members: dict[str, list[Component]] = {}
+    how = ways(plan)
     for component in plan.components:
-        ways.setdefault(how[component.program], []).append(component)
-    letters = {way: _letter(n) for n, way in enumerate(ways)}
-    branch = root.add("[bold]passes[/]")
-    for way, members in ways.items():
-        branch.add(f"[bold]{letters[way]}[/]  {way}{_stakes(plan, members)}  ({_tensors(len(members))}, {size(_written(plan, members))})")
-    for role, found in groups(plan).items():
-        branch = root.add(f"[bold]{role}[/]  {_tensors(sum(g.count for g in found))}, {size(_written(plan, (c for g in found for c in g.components)))}")
-        for group in sorted(found, key=lambda g: -_written(plan, g.components)):
-            first = group.components[0]
-            program = plan.program_of(first)
-            count = f"{group.count} x " if group.count > 1 else ""
-            held = component_bytes(program, workspace=first.program not in plan.lean) + (slab_bytes(program) if first.keep_inputs else 0)
-            holds = f", holds {size(held)}" if held >= 1 << 20 else ""
-            shape = "x".join(map(str, program.shape)) or "scalar"
-            line = (
-                f"{count}{escape(group.label)}  {shape} {program.dtype.lower()}  {letters[how[first.program]]}, reads {size(_read_each(program, first))}{holds}"
-            )
-            branch.add(line)
+        members.setdefault(how[component.program], []).append(component)
+    branch = root.add(headed("passes"))
+    for number, (way, found) in enumerate(members.items()):
+        branch.add(headed(letter(number), f"{way}{_stakes(plan, found)}  ({counted(len(found), 'tensor')}, {size(_written(plan, found))})", 3))
 
 
 def _stakes(plan: Plan, members: Sequence[Component]) -> str:
@@ -277,28 +247,83 @@ def _stakes(plan: Plan, members: Sequence[Component]) -> str:
     return ""
 
 
-def _read_each(program: Program, component: Component) -> int:
+def _add_wholes(root: Tree, plan: Plan) -> None:
+    """Ops on whole matrices, those of one algorithm together."""
+    work = whole_work(plan)
+    if not work:
+        return
+    total = sum(w.flops * w.count for w in work)
+    branch = root.add(headed("whole matrices", f"{flops(total)}, about {duration(sum(w.seconds for w in work))}"))
+    alike: dict[tuple[str, str, str], list[WholeWork]] = {}
+    for w in work:
+        alike.setdefault((w.op, w.algorithm.name, w.device), []).append(w)
+    minor = [ws for ws in alike.values() if sum(w.flops * w.count for w in ws) < _MINOR * total]
+    for ws in alike.values():
+        if ws not in minor:
+            _add_alike(branch, ws)
+    if minor:
+        small = [w for ws in minor for w in ws]
+        ops = ", ".join(dict.fromkeys(w.op for w in small))
+        branch.add(Line(f"and {counted(sum(w.count for w in small), 'small op')} ({ops}), {flops(sum(w.flops * w.count for w in small))}"))
+    for device, why in sorted({(w.device, w.device_why) for w in work if w.device_why}):
+        branch.add(Line(f"on {'the GPU' if device == 'cuda' else 'the CPU'}: {why}"))
+
+
+def _add_alike(branch: Tree, ws: Sequence[WholeWork]) -> None:
+    count, works = sum(w.count for w in ws), max(w.workspace_bytes for w in ws)
+    figures = f"{flops(sum(w.flops * w.count for w in ws))}, about {duration(sum(w.seconds for w in ws))}"
+    node = branch.add(Line(f"{count} x {ws[0].op}, {ws[0].algorithm.name}: {figures}" + (f", working in up to {size(works)} each" if works else "")))
+    node.add(Line("of: " + ", ".join(f"{w.count} x {dimensions(w.shape)}{_triplets(w)}" for w in ws), 4))
+    for why in dict.fromkeys(w.algorithm.why for w in ws if w.algorithm.why):
+        node.add(Line(f"why: {why}", 5))
+    for error in dict.fromkeys(w.algorithm.error for w in ws):
+        node.add(Line(f"error: {error}", 7))
+
+
+def _triplets(w: WholeWork) -> str:
+    return f" ({w.rank} triplets)" if w.rank is not None and w.rank < min(w.shape) else ""
+
+
+def _add_savings(root: Tree, plan: Plan) -> None:
+    branch = root.add(headed("spared"))
+    for saving in savings(plan):
+        if saving.words:
+            branch.add(Line(f"{saving.name}: {saving.words}"))
+
+
+# -- outputs ---------------------------------------------------------------------------------------
+def _add_groups(root: Tree, plan: Plan) -> None:
+    """The tensors by role, each group naming its way."""
+    how = ways(plan)
+    letters = {way: letter(n) for n, way in enumerate(dict.fromkeys(how[c.program] for c in plan.components))}
+    for role, found in groups(plan).items():
+        written = size(_written(plan, (c for g in found for c in g.components)))
+        branch = root.add(headed(role, f"{counted(sum(g.count for g in found), 'tensor')}, {written}"))
+        for group in sorted(found, key=lambda g: -_written(plan, g.components)):
+            first = group.components[0]
+            program = plan.program_of(first)
+            count = f"{group.count} x " if group.count > 1 else ""
+            held = component_bytes(program, workspace=first.program not in plan.lean) + (slab_bytes(program) if first.keep_inputs else 0)
+            holds = f", holds {size(held)}" if held >= 1 << 20 else ""
+            what = f"{count}{printable(group.label)}  {dimensions(program.shape)} {program.dtype.lower()}"
+            branch.add(Line(f"{what}  {letters[group.way]}, reads {size(read_bytes(program, first))}{holds}", len(count) or 2))
+
+
+def read_bytes(program: Program, component: Component) -> int:
+    """Stored bytes that one component reads in all its passes."""
     if program.copy is not None:
         return output_bytes(program)
     return input_bytes(program) if component.keep_inputs else sum(stage_read_bytes(program, s) for s in program.stages)
-
-
-def _tensors(count: int) -> str:
-    return f"{count} tensor{'s' if count != 1 else ''}"
-
-
-def _letter(number: int) -> str:
-    return chr(ord("A") + number) if number < 26 else f"A{number - 25}"
 
 
 def _written(plan: Plan, components: Iterable[Component]) -> int:
     return sum(output_bytes(plan.program_of(c)) for c in components)
 
 
-def to_text(plan: Plan, width: int = 120) -> str:
+def to_text(plan: Plan, width: int = 120, without: Sequence[str] = ()) -> str:
     """The tree as plain text."""
     from rich.console import Console
 
     buffer = io.StringIO()
-    Console(file=buffer, width=width, color_system=None, highlight=False).print(to_tree(plan))
+    Console(file=buffer, width=width, color_system=None, highlight=False).print(to_tree(plan, without))
     return buffer.getvalue().rstrip()

@@ -8,7 +8,7 @@ Methods that look at names have a signature a tensor; where they make the same e
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any, NamedTuple
 
 from plait.ops.algebra import cast
@@ -16,8 +16,10 @@ from plait.ops.errors import PlanError
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import Method, methods, steps
 from plait.ops.statistics import LayerScore
-from plait.ops.tensor import LazyTensor, load
+from plait.ops.tensor import LazyTensor, constant_folding, load
 from plait.planner.graph import verify
+from plait.planner.optimisations import CONSTANT_FOLDING, SHARED_INPUTS
+from plait.planner.plan import Made
 from plait.planner.program import Program, lower
 from plait.planner.types import Job, TensorRef
 
@@ -37,6 +39,7 @@ class OutputSpec(NamedTuple):
         build: from leaves to expression.
         role, layer: for the reader of the plan.
         origin: recipe place to name in errors.
+        named: stored tensors that it names, those that it names twice counted twice; 0 where none is.
     """
 
     name: str
@@ -47,6 +50,7 @@ class OutputSpec(NamedTuple):
     role: str = "other"
     layer: int | None = None
     origin: str = ""
+    named: int = 0
 
 
 def leaf_of(ref: TensorRef) -> LazyTensor:
@@ -54,17 +58,18 @@ def leaf_of(ref: TensorRef) -> LazyTensor:
     return load((ref.file, ref.name, ref.start, ref.nbytes), ref.shape, ref.dtype)
 
 
-def job_specs(jobs: Sequence[Job]) -> list[OutputSpec]:
-    """Specs of a recipe's jobs."""
+def job_specs(jobs: Sequence[Job], without: Collection[str] = ()) -> list[OutputSpec]:
+    """Specs of a recipe's jobs, made without some optimisations."""
+    shared = SHARED_INPUTS not in without
     known_methods, known_steps = methods(), steps()
     origins: dict[int, str] = {}  # the text of each mark, by identity: jobs of one part share theirs
-    return [_spec(job, known_methods, known_steps, origins.get(id(job.mark)) or origins.setdefault(id(job.mark), str(job.mark or ""))) for job in jobs]
+    return [_spec(job, known_methods, known_steps, origins.get(id(job.mark)) or origins.setdefault(id(job.mark), str(job.mark or "")), shared) for job in jobs]
 
 
-def _spec(job: Job, known: dict[str, Method], known_steps: dict[str, Method], origin: str) -> OutputSpec:
+def _spec(job: Job, known: dict[str, Method], known_steps: dict[str, Method], origin: str, shared: bool) -> OutputSpec:
     named = job.method != "copy" and (known[job.method].uses_name or any(known_steps[s.name].uses_name for s in job.steps))
     leaves = refs = (*job.experts, *job.statistics) if job.base is None else (job.base, *job.experts, *job.statistics)
-    if len(set(refs)) < len(refs):  # one tensor in two places: each is a leaf once
+    if shared and len(set(refs)) < len(refs):  # one tensor in two places: each is a leaf once
         leaves = tuple(dict.fromkeys(refs))
     places = tuple(range(len(refs))) if leaves is refs else tuple([leaves.index(ref) for ref in refs])
     base, rest = (None, places) if job.base is None else (places[0], places[1:])
@@ -89,7 +94,7 @@ def _spec(job: Job, known: dict[str, Method], known_steps: dict[str, Method], or
     def build(nodes: Sequence[LazyTensor]) -> LazyTensor:
         return _job_expression(job, nodes, base, experts, statistics, known, known_steps)
 
-    return OutputSpec(job.output, job.dtype, leaves, signature, build, job.role, job.layer, origin)
+    return OutputSpec(job.output, job.dtype, leaves, signature, build, job.role, job.layer, origin, len(refs))
 
 
 def _job_expression(
@@ -122,13 +127,32 @@ def by_statistic(method: Method, tensors: Sequence[LazyTensor], scores: Sequence
     return found | {s.name: tuple(scores) for s in method.statistics if s.kind == "layers"}
 
 
-def compile_specs(specs: Sequence[OutputSpec]) -> tuple[list[Program], list[int]]:
+class Compiled(NamedTuple):
+    """Programs that outputs share.
+
+    Attributes:
+        programs: the distinct ones.
+        numbers: of each output's program.
+        made: for each program what building its expression spared.
+    """
+
+    programs: list[Program]
+    numbers: list[int]
+    made: list[Made]
+
+
+def compile_specs(specs: Sequence[OutputSpec], without: Collection[str] = ()) -> Compiled:
     """Distinct programs, and the number of each spec's program.
+
+    Args:
+        specs: of the outputs.
+        without: names of optimisations that are not made.
 
     Raises:
         PlanError: a method refuses its parameters or inputs; every distinct complaint is listed.
     """
     programs: list[Program] = []
+    made: list[Made] = []
     known: dict[Hashable, int] = {}
     roots: dict[Hashable, int] = {}  # expressions of different names are often the same
     numbers: list[int] = []
@@ -138,10 +162,12 @@ def compile_specs(specs: Sequence[OutputSpec]) -> tuple[list[Program], list[int]
         if number is None:
             try:
                 leaves = tuple([load(("slot", i), ref.shape, ref.dtype) for i, ref in enumerate(spec.leaves)])
-                expression = (_root(spec, leaves), spec.dtype, leaves)
+                with constant_folding(CONSTANT_FOLDING not in without) as folding:
+                    expression = (_root(spec, leaves), spec.dtype, leaves)
                 number = roots.get(expression)
                 if number is None:
-                    programs.append(_program(*expression))
+                    programs.append(_program(*expression, without))
+                    made.append(Made(folding.done, max(0, spec.named - len(leaves))))
                     number = roots[expression] = len(programs) - 1
                 known[spec.signature] = number
             except ValueError as error:
@@ -151,7 +177,7 @@ def compile_specs(specs: Sequence[OutputSpec]) -> tuple[list[Program], list[int]
         numbers.append(number)
     if problems:
         raise PlanError("\n".join(problems.values()), problems=list(problems))
-    return programs, numbers
+    return Compiled(programs, numbers, made)
 
 
 def _root(spec: OutputSpec, leaves: Sequence[LazyTensor]) -> LazyTensor:
@@ -161,8 +187,8 @@ def _root(spec: OutputSpec, leaves: Sequence[LazyTensor]) -> LazyTensor:
     return root
 
 
-def _program(root: LazyTensor, dtype: str, leaves: Sequence[LazyTensor]) -> Program:
-    program = lower(root, dtype, leaves)
+def _program(root: LazyTensor, dtype: str, leaves: Sequence[LazyTensor], without: Collection[str]) -> Program:
+    program = lower(root, dtype, leaves, without)
     if os.environ.get("PLAIT_VERIFY"):
         verify(program)
     return program

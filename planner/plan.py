@@ -91,6 +91,18 @@ class Prediction:
     seconds: float = 0.0
 
 
+class Made(NamedTuple):
+    """What building the expression of a program spared.
+
+    Attributes:
+        folded: operations on numbers that were done while planning, and factors of one that were dropped.
+        shared: stored tensors that are named in several places and read in one.
+    """
+
+    folded: int
+    shared: int
+
+
 class Result(NamedTuple):
     """A value of a program that is worth keeping on disk.
 
@@ -174,6 +186,8 @@ class Plan:
         residency: for each program what becomes of its inputs between passes, in the words of `planner/residency.py`.
         keeping: for each program what a result cache keeps; empty where the run has none.
         outlook: what the cache may save; None where it was not looked into.
+        without: optimisations that were switched off.
+        made: for each program what building its expression spared.
         resources: what the plan was made for, to make it again for another budget; no part of its JSON.
     """
 
@@ -199,6 +213,8 @@ class Plan:
     lean: tuple[int, ...] = field(default=())
     keeping: tuple[Keeping, ...] = field(default=())
     outlook: Outlook | None = None
+    without: tuple[str, ...] = field(default=())
+    made: tuple[Made, ...] = field(default=())
     resources: Resources | None = field(default=None, repr=False, compare=False)
 
     def program_of(self, component: Component) -> Program:
@@ -244,6 +260,7 @@ class Plan:
             "gpu_budget_bytes": list(self.gpu_budget_bytes),
             "gpu_worker_bytes": self.gpu_worker_bytes,
             "lean": list(self.lean),
+            "without": list(self.without),
             "prediction": asdict(p),
             "timing": {**asdict(self.timing), "seconds": self.timing.seconds},
             "residency": list(self.residency),

@@ -19,13 +19,18 @@ A program depends on shapes, dtypes and parameters, not on names, so all layers 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from plait.ops.dtypes import BY_NAME, RECIPE_FLOATS
 from plait.ops.op import OPS
 from plait.ops.tensor import LazyTensor
-from plait.planner.rewrites import separate_sweeps, split_row_lengths, topological
+from plait.planner.optimisations import BYTE_COPY, COMMON_SUBEXPRESSIONS, SHARED_PASSES
+from plait.planner.rewrites import separate_sweeps, split_row_lengths, topological, unshare
+
+#: Storage codes that blocks are computed from.
+_COMPUTED = frozenset(BY_NAME[name].code for name in RECIPE_FLOATS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +136,17 @@ class Program:
         return self.nodes[-1].space == "small"
 
 
-def lower(root: LazyTensor, dtype: str, leaves: Sequence[LazyTensor]) -> Program:
+def lower(root: LazyTensor, dtype: str, leaves: Sequence[LazyTensor], without: Collection[str] = ()) -> Program:
     """The program that computes `root` and stores it as `dtype`.
 
     Args:
         root: a tensor expression, or one of a few numbers taken of tensors of one shape.
         dtype: storage code of the output.
         leaves: the load nodes that instances bind, in order; those that the expression no longer needs are not read.
+        without: names of optimisations that are not made.
     """
+    if COMMON_SUBEXPRESSIONS in without:
+        root = unshare(root)
     root = split_row_lengths(separate_sweeps(root))
     order = topological(root)
     index = {node: i for i, node in enumerate(order)}
@@ -147,10 +155,12 @@ def lower(root: LazyTensor, dtype: str, leaves: Sequence[LazyTensor]) -> Program
     needed = _data_nodes(nodes)
     slots = tuple(index.get(leaf, -1) if index.get(leaf, -1) in needed else -1 for leaf in leaves)
     copy = None
-    if root.op.name == "load" and root.param("storage") == dtype:
+    if root.op.name == "load" and root.param("storage") == dtype and not (BYTE_COPY in without and dtype in _COMPUTED):
         copy = slot_of[root]
     shape = root.shape if root.space != "small" else leaves[0].shape
     stages = () if copy is not None or 0 in shape else _stages(nodes)
+    if SHARED_PASSES in without:
+        stages = tuple(part for stage in stages for part in separate(nodes, stage))
     _check_ties(nodes, needed)
     streams = tuple(i for i, n in enumerate(nodes) if n.op == "random_bits")
     storages = tuple(leaf.param("storage") for leaf in leaves)
@@ -294,12 +304,23 @@ def probe_stage(program: Program, stage: Stage, nodes: tuple[int, ...]) -> Stage
 
 def part_of_stage(program: Program, stage: Stage, folds: tuple[int, ...], keeps: tuple[int, ...], wholes: tuple[int, ...]) -> Stage:
     """A stage like `stage` that ends in some of its folds, kept tensors and whole ops alone, and reads what they need; they get the same bits."""
-    nodes = program.nodes
+    return replace(_part(program.nodes, stage, folds, keeps, wholes), origin=stage)
+
+
+def _part(nodes: Sequence[Node], stage: Stage, folds: tuple[int, ...], keeps: tuple[int, ...], wholes: tuple[int, ...]) -> Stage:
     below = _closure(nodes, [*(j for i in folds for j in nodes[i].inputs), *keeps])
     loads, residents = (tuple(sorted(i for i in below if nodes[i].kind == kind)) for kind in ("load", "whole"))
     compute = tuple(sorted(i for i in below if nodes[i].kind in ("map", "rows")))
     scopes = tuple(sorted({scope_of(nodes[i]) for i in folds} - {""}))
-    return replace(stage, loads=loads, residents=residents, compute=compute, folds=folds, keeps=keeps, wholes=wholes, scopes=scopes, origin=stage)
+    return replace(stage, loads=loads, residents=residents, compute=compute, folds=folds, keeps=keeps, wholes=wholes, scopes=scopes)
+
+
+def separate(nodes: Sequence[Node], stage: Stage) -> list[Stage]:
+    """A stage as several of one fold each, in blocks of the same rows; a rank comes after what it is taken among, the last does what is left."""
+    *folds, last = sorted(stage.folds, key=lambda i: nodes[i].op == "kth_magnitude") or (-1,)
+    if not folds:
+        return [stage]
+    return [*(_part(nodes, stage, (i,), (), ()) for i in folds), _part(nodes, stage, (last,), stage.keeps, stage.wholes)]
 
 
 def _small_below(nodes: Sequence[Node], indices: Iterable[int]) -> set[int]:

@@ -22,6 +22,8 @@ class Resources:
         residency: whether inputs stay in memory between passes: `auto`, `keep` or `reread`.
         maps: where streamed work runs, `cpu` or `cuda`.
         cache_bytes: size of the result cache; 0 where there is none.
+        without: optimisations that are switched off, by the names of `planner/optimisations.py`.
+        device_why: why whole-tensor ops run on the CPU where `device` says so: what was asked for, or what is missing.
     """
 
     memory_bytes: int
@@ -34,3 +36,5 @@ class Resources:
     residency: str = "auto"
     maps: str = "cpu"
     cache_bytes: int = 0
+    without: tuple[str, ...] = ()
+    device_why: str = ""

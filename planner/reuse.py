@@ -77,7 +77,7 @@ def skeleton(program: Program, i: int, facts: Facts, *, on_gpu: bool) -> Skeleto
             numbers[j] = numbers[node.inputs[0]]
             continue
         inputs = [numbers[k] for k in data_inputs(node)] if j == i or not scope_of(node) else []
-        params = {k: v for k, v in node.params if k not in ("scope", "again")}
+        params = {k: v for k, v in node.params if k not in ("scope", "again", "use")}
         more: object = row_lengths.get(j, "")  # sums are added up by rows
         if node.op == "load":
             more = slots.setdefault(int(params.pop("slot")), len(slots))

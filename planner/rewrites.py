@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from plait.ops.algebra import later
 from plait.ops.op import HOLD
 from plait.ops.tensor import LazyTensor, elementwise
+from plait.ops.wholes import VIEWS
 
 
 def topological(root: LazyTensor) -> list[LazyTensor]:
@@ -63,6 +64,46 @@ def _hold(node: LazyTensor) -> LazyTensor:
     if node.dtype != "float32":
         raise ValueError(f"whole numbers cannot be carried between rows of two lengths over {list(node.shape)}: write the inner merge out first")
     return LazyTensor(HOLD, (node,), shape=node.shape, dtype="float32", space="tensor")
+
+
+# -- sharing ---------------------------------------------------------------------------------------------
+def unshare(root: LazyTensor) -> LazyTensor:
+    """Compute each fold of one tensor and each whole op anew for every node that uses it, as if nobody had seen that they are the same.
+
+    Model-wide statistics stay one: what all tensors add to cannot be gathered twice under one name. The components of a result are of one.
+    """
+    made: dict[LazyTensor, LazyTensor] = {}
+    uses: dict[LazyTensor, int] = {}
+    for node in topological(root):
+        inputs = []
+        for i in node.inputs:
+            if node.op.name not in COMPONENTS:
+                uses[i] = uses.get(i, 0) + 1
+            inputs.append(_copy_for(made[i], uses[i]) if uses.get(i, 0) > 1 and node.op.name not in COMPONENTS and _is_shared(i) else made[i])
+        same = tuple(inputs) == node.inputs
+        made[node] = node if same else LazyTensor(node.op, tuple(inputs), node.params, shape=node.shape, dtype=node.dtype, space=node.space)
+    return made[root]
+
+
+#: Ops that name a part of what another gives.
+COMPONENTS = frozenset(("item", "part", "info"))
+
+
+#: Whole ops that only show or lay out what is there.
+_SHOWN = frozenset(("part", "stream", *VIEWS))
+
+
+def is_shareable(op: str, kind: str, scoped: bool) -> bool:
+    """Whether a node is worth computing once for all that use it: a fold of one tensor, or work on whole matrices."""
+    return (kind == "fold" and not scoped) or (kind == "whole" and op not in _SHOWN)
+
+
+def _is_shared(node: LazyTensor) -> bool:
+    return is_shareable(node.op.name, node.op.kind, is_scoped(node))
+
+
+def _copy_for(node: LazyTensor, use: int) -> LazyTensor:
+    return LazyTensor(node.op, node.inputs, (*node.params, ("use", use)), shape=node.shape, dtype=node.dtype, space=node.space)
 
 
 # -- sweeps -----------------------------------------------------------------------------------------------

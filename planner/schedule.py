@@ -10,7 +10,7 @@ from typing import Any
 
 from plait.ops.errors import BudgetTooSmall, PlanError
 from plait.ops.wholes import VIEWS, is_view
-from plait.planner.blocks import COARSE, FINE, PAGE, SCOPE_PIECE, SCOPE_PIECES, SPARSE_LIMIT, stage_buffers
+from plait.planner.blocks import COARSE, FINE, PAGE, SCOPE_PIECE, SCOPE_PIECES, SPARSE_LIMIT, seen_whole, stage_buffers
 from plait.planner.cost import (
     Lease,
     component_bytes,
@@ -25,6 +25,7 @@ from plait.planner.cost import (
 )
 from plait.planner.device_cost import device_block_bytes, device_whole_bytes, device_worker_bytes, spread
 from plait.planner.expressions import OutputSpec, compile_specs
+from plait.planner.optimisations import FORESIGHT
 from plait.planner.plan import Component, Keeping, Plan, Prediction, Scope
 from plait.planner.program import Program
 from plait.planner.residency import KEPT, residency, slab_bytes
@@ -58,12 +59,12 @@ def make_plan(title: str, specs: Sequence[OutputSpec], layout: Layout, files: Se
         PlanError: a method refuses its inputs.
         BudgetTooSmall: not even one worker fits; names the task that needs most.
     """
-    programs, numbers = compile_specs(specs)
+    programs, numbers, made = compile_specs(specs, resources.without)
     components = [Component(s.name, n, s.leaves, False, s.role, s.layer, s.origin) for s, n in zip(specs, numbers, strict=True)]
     order = files_order(files)
     read = [_slots_read(p) for p in programs]
     components.sort(key=lambda c: min([(order.get(c.inputs[s].file, 0), c.inputs[s].start) for s in read[c.program]]))
-    return schedule(title, programs, components, layout, files, resources, notes)
+    return replace(schedule(title, programs, components, layout, files, resources, notes), made=tuple(made))
 
 
 def schedule(
@@ -92,7 +93,7 @@ def schedule(
     components = [c if c.keep_inputs is keeps[c.program] else c._replace(keep_inputs=keeps[c.program]) for c in components]
     slab = max((slab_bytes(programs[n]) for n in counts if keeps[n]), default=0)
     timing = predict_seconds(programs, counts, keeps, replace(setting, slab_bytes=slab))
-    prediction = _predict(programs, keeps, components, memory, timing)
+    prediction = _predict(programs, keeps, components, memory, timing, setting.foreseen)
     return Plan(
         title,
         tuple(programs),
@@ -115,6 +116,7 @@ def schedule(
         device_worker_bytes(programs) if resources.maps == "cuda" else 0,
         memory.lean,
         _keeping(programs, counts, setting, resources.cache_bytes),
+        without=resources.without,
         resources=asked,
     )
 
@@ -175,7 +177,18 @@ def _setting(programs: Sequence[Program], scopes: Sequence[Scope], layout: Layou
     sweeps = tuple(tuple(stage_sweeps(p, after)) for p in programs) if scopes else ()
     free = resources.free_memory_bytes
     cache = None if free is None else max(0, free - memory.runtime - memory.workers * memory.per_worker)
-    return Setting(memory.workers, resources.rates, resources.backend, cache, files=len(layout.shards), on_gpu=on_gpu, sweeps=sweeps, maps=resources.maps)
+    foreseen = FORESIGHT not in resources.without
+    return Setting(
+        memory.workers,
+        resources.rates,
+        resources.backend,
+        cache,
+        files=len(layout.shards),
+        on_gpu=on_gpu,
+        sweeps=sweeps,
+        maps=resources.maps,
+        foreseen=foreseen,
+    )
 
 
 def files_order(files: Sequence[FileIdentity]) -> dict[str, int]:
@@ -209,10 +222,10 @@ def _scopes(programs: Sequence[Program], components: Sequence[Component]) -> tup
                         changed = True
     _check_scopes(after)
     numel = dict.fromkeys(after, 0)
-    for component in components:
-        program = programs[component.program]
-        for key in {key for stage in program.stages for key in stage.scopes}:
-            numel[key] += program.numel
+    if numel:
+        for n, count in Counter(c.program for c in components).items():
+            for key in {key for stage in programs[n].stages for key in stage.scopes}:
+                numel[key] += count * programs[n].numel
     sweeps = 1 + max((max(stage_sweeps(p, after), default=0) for p in programs), default=0)
     return tuple(Scope(k, s, numel[k]) for k, s in sorted(after.items(), key=lambda i: (i[1], i[0]))), sweeps
 
@@ -324,7 +337,7 @@ class _Moved:
     passes: int
 
 
-def _moved(p: Program, keep_inputs: bool) -> _Moved:
+def _moved(p: Program, keep_inputs: bool, foreseen: bool) -> _Moved:
     written = output_bytes(p)
     if p.copy is not None:
         return _Moved(written, 0, written, written, 1)
@@ -333,8 +346,16 @@ def _moved(p: Program, keep_inputs: bool) -> _Moved:
     reads = [stage_read_bytes(p, s) for s in p.stages]
     looks = [looking_bytes(p, s) for s in p.stages]
     again = _read_again(p)
-    extra = sum(ties for _, ties in looks) + sum(_RECOUNTS * max(r, again) for r, s in zip(reads, p.stages, strict=True) if recounts(p, s))
-    return _Moved(sum(reads) + sum(sample for sample, _ in looks), extra, written, 0, sum(1 for s in p.stages if s.loads))
+    counting = [max(r, again) for r, s in zip(reads, p.stages, strict=True) if recounts(p, s)]
+    ties, passes = sum(ties for _, ties in looks), sum(1 for s in p.stages if s.loads)
+    if not foreseen:  # each threshold takes a pass more for certain, and no other
+        return _Moved(sum(reads) + sum(counting) + _settled_bytes(p), ties, written, 0, passes + len(counting))
+    return _Moved(sum(reads) + sum(sample for sample, _ in looks), ties + _RECOUNTS * sum(counting), written, 0, passes)
+
+
+def _settled_bytes(p: Program) -> int:
+    """Bytes of small tensors whose thresholds are taken straight from their values, without a pass."""
+    return sum(looking_bytes(p, s)[0] for s in p.stages if seen_whole(p, s))
 
 
 def _read_again(p: Program) -> int:
@@ -343,14 +364,16 @@ def _read_again(p: Program) -> int:
     return sum(stage_read_bytes(p, s) for s in p.stages) if over else 0
 
 
-def _predict(programs: Sequence[Program], keeps: Sequence[bool], components: Sequence[Component], memory: _Memory, timing: Timing) -> Prediction:
+def _predict(
+    programs: Sequence[Program], keeps: Sequence[bool], components: Sequence[Component], memory: _Memory, timing: Timing, foreseen: bool
+) -> Prediction:
     used = Counter(c.program for c in components)
     slab = max((slab_bytes(programs[n]) for n in used if keeps[n]), default=0)
     peak_state, peak_at = _widest_window([memory.held[c.program] for c in components], memory.workers, memory.state_limit - memory.workers * slab)
-    moved = {n: _moved(programs[n], keeps[n]) for n in used}
+    moved = {n: _moved(programs[n], keeps[n], foreseen) for n in used}
     extra = sum(moved[n].extra * count for n, count in used.items())
     looks = max((sum(any(key.startswith("kth_magnitude") for key in s.scopes) for s in p.stages) for p in programs), default=0)
-    if looks:
+    if looks and foreseen:
         extra += looks * SCOPE_PIECES * SCOPE_PIECE * 4 * max(len(s.loads) for p in programs for s in p.stages)
     return Prediction(
         peak_bytes=memory.runtime + memory.workers * (memory.per_worker + slab) + peak_state,

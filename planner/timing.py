@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from plait.ops.dtypes import BY_CODE
 from plait.ops.op import OPS
 from plait.ops.wholes import WHOLES, is_view
-from plait.planner.blocks import block_count, block_elements, sample_starts
+from plait.planner.blocks import block_count, block_elements, sample_starts, seen_whole
 from plait.planner.cost import distinct_stages, input_bytes, kernel_count, output_bytes, recounts, selects, stage_read_bytes
 from plait.planner.program import Node, Program, Stage, data_inputs
 from plait.planner.rates import DEFAULT_RATES, Rates
@@ -115,6 +116,7 @@ class Setting:
         on_gpu: programs whose whole ops run on a GPU.
         sweeps: for each program the sweep of each stage; empty where there is but one.
         maps: where streamed work runs, `cpu` or `cuda`.
+        foreseen: a sample foresees thresholds; else each takes a pass more.
     """
 
     workers: int
@@ -126,6 +128,7 @@ class Setting:
     on_gpu: tuple[int, ...] = ()
     sweeps: tuple[tuple[int, ...], ...] = ()
     maps: str = "cpu"
+    foreseen: bool = True
 
     @property
     def threads(self) -> int:
@@ -212,11 +215,30 @@ def _component_work(number: int, program: Program, keep: bool, cold: bool, setti
         return _Work(copying=written * threads / rates.copy_bytes_s, units=-(-written // (64 << 20)), disk_bytes=float(written) if cold else 0.0)
     work = _Work(out_bytes=written)
     work.reading, work.disk_bytes, work.units = reading_work(program, keep, cold, setting, number)
-    for stage in program.stages:
-        work.computing += _stage_seconds(program, stage, setting) * (rates.interpreter_factor if setting.backend == "torch" else 1.0)
-        work.units += block_count(stage, program.numel) + (len(sample_starts(stage, program.numel)[0]) if selects(program, stage) else 0)
-        work.whole += sum(whole_seconds(program.nodes[w], number, setting) for w in stage.wholes)
+    remade = _remade(program, setting)
+    for place, stage in enumerate(program.stages):
+        counted = 1 + _counted_again(program, stage, setting)
+        work.computing += counted * _stage_seconds(program, stage, setting) * (rates.interpreter_factor if setting.backend == "torch" else 1.0)
+        work.units += counted * block_count(stage, program.numel) + len(_sample(program, stage, setting)[0])
+        work.whole += sum(whole_seconds(program.nodes[w], number, setting) for w in stage.wholes) * (1 + (place < remade))
     return work
+
+
+def _counted_again(program: Program, stage: Stage, setting: Setting) -> bool:
+    """Whether a stage's inputs are gone over once more, since no sample foresees its thresholds."""
+    return not setting.foreseen and recounts(program, stage)
+
+
+def _remade(program: Program, setting: Setting) -> int:
+    """The stages whose whole results are made once more, to count again what a model-wide threshold is taken of."""
+    over = [n for n, s in enumerate(program.stages) if s.scopes and s.residents and _counted_again(program, s, setting)]
+    return max(over, default=0)
+
+
+def _sample(program: Program, stage: Stage, setting: Setting) -> tuple[list[int], int]:
+    """Where a stage's thresholds are foreseen from, and elements of each piece."""
+    looked = selects(program, stage) and (setting.foreseen or seen_whole(program, stage))
+    return sample_starts(stage, program.numel) if looked else ([], 0)
 
 
 def whole_seconds(node: Node, number: int, setting: Setting) -> float:
@@ -241,7 +263,7 @@ def _stage_seconds(program: Program, stage: Stage, setting: Setting) -> float:
         moved = stage_read_bytes(program, stage) + stage.store * output_bytes(program)
         return moved * setting.threads / setting.rates.gpu_copy_bytes_s
     found = len(selects(program, stage))
-    starts, piece = sample_starts(stage, program.numel) if found else ([], 0)
+    starts, piece = _sample(program, stage, setting)
     looked = piece * len(starts) + found * block_elements(stage, program.numel) / 2
     return (program.numel * stage_ns(program, stage, setting.rates) + looked * _SEARCH_COUNTS * setting.rates.count_ns) * _NS
 
@@ -259,21 +281,34 @@ def reading_work(program: Program, keep: bool, cold: bool, setting: Setting, num
     """
     rates, threads = setting.rates, setting.threads
     per_byte = threads / min(threads * rates.read_thread_bytes_s, rates.read_bytes_s)
-    stages = [stage_read_bytes(program, stage) for stage in program.stages]
+    read = [stage_read_bytes(program, stage) * (1 + _counted_again(program, stage, setting)) for stage in program.stages]
     if keep:
         once = input_bytes(program)
-        seconds = once * threads / rates.fill_bytes_s + sum(stages) * threads / rates.memory_bytes_s
+        seconds = once * threads / rates.fill_bytes_s + sum(read) * threads / rates.memory_bytes_s
         return seconds, once if cold else 0, sum(-(-program.numel * 2 // FILL_UNIT) for s in program.slots if s >= 0)
-    # A later pass of the same component comes soon: it finds the page cache filled, unless the components at work do not fit there at once.
+    return sum(read) * per_byte, _disk_bytes(program, setting, number) if cold else 0, 0
+
+
+def _disk_bytes(program: Program, setting: Setting, number: int) -> int:
+    """Bytes that one component reads from the disk, where the page cache does not hold the whole model.
+
+    A later pass of the same component comes soon: it finds the page cache filled, unless the components at work do not fit there at once.
+    """
     again = setting.from_disk(2 * setting.workers * input_bytes(program))
-    sweeps = setting.sweeps[number] if setting.sweeps else (0,) * len(stages)
-    disk, seen = 0, set[int]()
-    for nbytes, sweep in zip(stages, sweeps, strict=True):
-        if cold and (again or sweep not in seen):
-            disk += nbytes
-        if nbytes:
-            seen.add(sweep)
-    return sum(stages) * per_byte, disk, 0
+    sweeps = setting.sweeps[number] if setting.sweeps else (0,) * len(program.stages)
+    disk, seen = 0, set[tuple[int, int]]()
+    for stage, sweep in zip(program.stages, sweeps, strict=True):
+        if not stage_read_bytes(program, stage):
+            continue
+        counted_again = _counted_again(program, stage, setting)
+        for load in stage.loads:
+            nbytes = program.numel * BY_CODE[str(program.nodes[load].param("storage"))].itemsize
+            times = 1 if again or (sweep, load) not in seen else 0
+            if counted_again and (again or stage.scopes):  # for a model-wide threshold in a sweep of its own
+                times += 1
+            disk += times * nbytes
+            seen.add((sweep, load))
+    return disk
 
 
 def keeping_saves(program: Program, setting: Setting, *, cold: bool) -> float:

@@ -9,12 +9,15 @@ import json
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from plait.planner.program import Program
 from plait.planner.resources import Resources
 from plait.planner.timing import Timing
 from plait.planner.types import FileIdentity, Layout, TensorRef
+
+if TYPE_CHECKING:
+    import networkx
 
 VERSION = 1
 
@@ -236,12 +239,15 @@ class Plan:
         return digest.hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form; the figures that people and scripts ask for stand at the top level."""
+        """JSON-able form, as `docs/plan-format.md` describes it; the figures that people and scripts ask for stand at the top level."""
         return {**self._facts(), "components": [self._component(c) for c in self.components]}
 
     def _facts(self) -> dict[str, Any]:
+        from plait.planner.plan_facts import reader_facts  # reads plans, and so comes after them
+
         p = self.prediction
         return {
+            **reader_facts(self),
             "version": VERSION,
             "title": self.title,
             "fingerprint": self.fingerprint,
@@ -260,7 +266,6 @@ class Plan:
             "gpu_budget_bytes": list(self.gpu_budget_bytes),
             "gpu_worker_bytes": self.gpu_worker_bytes,
             "lean": list(self.lean),
-            "without": list(self.without),
             "prediction": asdict(p),
             "timing": {**asdict(self.timing), "seconds": self.timing.seconds},
             "residency": list(self.residency),
@@ -289,3 +294,19 @@ class Plan:
         facts = json.dumps(self._facts(), indent=1).removesuffix("\n}")
         components = ",\n  ".join([json.dumps(self._component(c)) for c in self.components])
         return f'{facts},\n "components": [\n  {components}\n ]\n}}'
+
+    def explain(self, width: int = 100) -> str:
+        """The plan as a tree of text: what it needs, what other budgets would take, and how every group of tensors is computed.
+
+        Args:
+            width: columns.
+        """
+        from plait.planner.explain import to_text
+
+        return to_text(self, width)
+
+    def to_networkx(self) -> networkx.DiGraph:
+        """The tensor tasks as a `networkx.DiGraph`; `plait.planner.plan_graph.to_networkx` lists nodes and attributes."""
+        from plait.planner.plan_graph import to_networkx
+
+        return to_networkx(self)

@@ -35,7 +35,8 @@ TOP_LEVEL = {
     "residency",
 }
 TOP_LEVEL |= {"workers", "backend", "device", "on_gpu", "prediction", "sweeps", "scopes", "notes", "programs", "components", "shards", "files"}
-TOP_LEVEL |= {"without", "maps", "gpu_budget_bytes", "gpu_worker_bytes", "lean", "cache"}
+TOP_LEVEL |= {"headline", "optimisations", "pools", "savings", "whole_work", "what_if", "groups"}
+TOP_LEVEL |= {"maps", "gpu_budget_bytes", "gpu_worker_bytes", "lean", "cache"}
 OPTIONS = plait.Options(memory="256MiB", workers=2, device="cpu", backend="numba")
 
 

@@ -6,36 +6,33 @@ from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from plait.ops.errors import BudgetTooSmall, PlanError
 from plait.ops.wholes import VIEWS, is_view
-from plait.planner.blocks import COARSE, FINE, PAGE, SCOPE_PIECE, SCOPE_PIECES, SPARSE_LIMIT, seen_whole, stage_buffers
+from plait.planner.blocks import COARSE, FINE, PAGE, SCOPE_PIECE, SCOPE_PIECES, SPARSE_LIMIT, stage_buffers
 from plait.planner.cost import (
     Lease,
     component_bytes,
-    input_bytes,
     kernel_count,
     lease_of,
-    looking_bytes,
-    output_bytes,
-    recounts,
-    selects,
-    stage_read_bytes,
 )
 from plait.planner.device_cost import device_block_bytes, device_whole_bytes, device_worker_bytes, spread
 from plait.planner.expressions import OutputSpec, compile_specs
+from plait.planner.moved import moved_bytes
 from plait.planner.optimisations import FORESIGHT
 from plait.planner.plan import Component, Keeping, Plan, Prediction, Scope
 from plait.planner.program import Program
 from plait.planner.residency import KEPT, residency, slab_bytes
 from plait.planner.resources import Resources as Resources
 from plait.planner.reuse import keeping
+from plait.planner.sizes import MIB as MIB
+from plait.planner.sizes import parse_size as parse_size
+from plait.planner.sizes import size as size
+from plait.planner.sizes import size_up as size_up
 from plait.planner.timing import Setting, Timing, predict_seconds, reads_from_disk
 from plait.planner.types import FileIdentity, Layout
 from plait.planner.whole_notes import whole_notes
 
-MIB = 1 << 20
 # Private memory of a running merge that no block or tensor accounts for, measured above the imports (benchmarks/memory_70b.py):
 RUNTIME_BYTES = 4 * MIB  #: thread stacks, the plan, LLVM's linker
 KERNEL_BYTES = MIB // 8  #: each kernel that is loaded; compiling happens in processes of its own
@@ -44,8 +41,6 @@ _PER_COMPONENT = 6 * 1024
 CACHE_BYTES = 2 * MIB  #: a result cache: what it knows of its entries while it makes room, small results on their way
 #: The sample of the whole model that foresees one model-wide threshold, with what sorting it takes.
 _SCOPE_SAMPLE_BYTES = 4 * MIB
-#: Passes more, at most, where the digit of an order statistic is not foreseen.
-_RECOUNTS = 3
 #: Components are opened no further than this many times the number of workers beyond the oldest open one.
 WINDOW = 2
 #: Inputs are kept for later passes when they take no more than this part of what the budget leaves.
@@ -326,51 +321,13 @@ def _too_small(program: Program, name: str, arena: int, state: int, runtime: int
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Moved:
-    """Bytes that one component of a program moves, and how often it reads."""
-
-    read: int
-    extra: int
-    written: int
-    copied: int
-    passes: int
-
-
-def _moved(p: Program, keep_inputs: bool, foreseen: bool) -> _Moved:
-    written = output_bytes(p)
-    if p.copy is not None:
-        return _Moved(written, 0, written, written, 1)
-    if keep_inputs:
-        return _Moved(input_bytes(p), 0, written, 0, 1)
-    reads = [stage_read_bytes(p, s) for s in p.stages]
-    looks = [looking_bytes(p, s) for s in p.stages]
-    again = _read_again(p)
-    counting = [max(r, again) for r, s in zip(reads, p.stages, strict=True) if recounts(p, s)]
-    ties, passes = sum(ties for _, ties in looks), sum(1 for s in p.stages if s.loads)
-    if not foreseen:  # each threshold takes a pass more for certain, and no other
-        return _Moved(sum(reads) + sum(counting) + _settled_bytes(p), ties, written, 0, passes + len(counting))
-    return _Moved(sum(reads) + sum(sample for sample, _ in looks), ties + _RECOUNTS * sum(counting), written, 0, passes)
-
-
-def _settled_bytes(p: Program) -> int:
-    """Bytes of small tensors whose thresholds are taken straight from their values, without a pass."""
-    return sum(looking_bytes(p, s)[0] for s in p.stages if seen_whole(p, s))
-
-
-def _read_again(p: Program) -> int:
-    """Bytes read to make whole results once more, where a model-wide threshold over them was not foreseen."""
-    over = any(s.scopes and s.residents and selects(p, s) for s in p.stages)
-    return sum(stage_read_bytes(p, s) for s in p.stages) if over else 0
-
-
 def _predict(
     programs: Sequence[Program], keeps: Sequence[bool], components: Sequence[Component], memory: _Memory, timing: Timing, foreseen: bool
 ) -> Prediction:
     used = Counter(c.program for c in components)
     slab = max((slab_bytes(programs[n]) for n in used if keeps[n]), default=0)
     peak_state, peak_at = _widest_window([memory.held[c.program] for c in components], memory.workers, memory.state_limit - memory.workers * slab)
-    moved = {n: _moved(programs[n], keeps[n], foreseen) for n in used}
+    moved = {n: moved_bytes(programs[n], keeps[n], foreseen) for n in used}
     extra = sum(moved[n].extra * count for n, count in used.items())
     looks = max((sum(any(key.startswith("kth_magnitude") for key in s.scopes) for s in p.stages) for p in programs), default=0)
     if looks and foreseen:
@@ -417,35 +374,3 @@ def windows(held: Sequence[Lease], workers: int, limit: int) -> list[int]:
             insort(values, new)
     most = max(limit, max((h.most for h in held), default=0))
     return [min(bytes_held, most) for bytes_held in found]
-
-
-# -- sizes as text -------------------------------------------------------------------------------
-def size(nbytes: float) -> str:
-    """Bytes for people: `512 MiB`, `1.5 GiB`."""
-    for unit, scale in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if nbytes >= scale:
-            value = nbytes / scale
-            return f"{value:.0f} {unit}" if value >= 100 or value == int(value) else f"{value:.1f} {unit}"
-    return f"{int(nbytes)} B"
-
-
-def size_up(nbytes: int) -> str:
-    """The next whole MiB, as `--memory` takes it."""
-    return f"{-(-nbytes // MIB)}MiB"
-
-
-def parse_size(text: Any) -> int:
-    """Bytes that a text such as `4GiB`, `512MB` or `1.5g` means.
-
-    Raises:
-        ValueError: not a size.
-    """
-    import re
-
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)\s*", str(text).lower())
-    if not match:
-        raise ValueError(f"{text!r} is not a size; write for example 512MiB or 4GiB")
-    number, unit, binary, b = match.groups()
-    power = " kmgt".index(unit) if unit else 0
-    base = 1024 if binary or not b else 1000
-    return int(float(number) * base**power)

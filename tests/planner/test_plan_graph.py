@@ -54,7 +54,8 @@ def parsed_dot(text: str) -> nx.DiGraph:
             graph.add_node(node[1], label=node[2])
         else:
             assert re.fullmatch(rf"subgraph cluster_\d+ \{{ label={quoted};|\}}", line), line
-    assert text.count("{") - len(re.findall(r'"[^"]*\{', text)) == text.count("}") - len(re.findall(r'"[^"]*\}', text))
+    inner = [line.strip() for line in text.splitlines()[1:-1]]
+    assert inner.count("}") == sum(line.startswith("subgraph") for line in inner)
     return graph
 
 

@@ -77,8 +77,17 @@ def run_report(plan: Plan, report: Report, recording: Recording, identity: Mappi
 
 def report_bytes(found: Mapping[str, Any]) -> bytes:
     """The text of a report: a line for each entry, and for each row of its tables."""
-    entries = ",\n ".join([f"{json.dumps(key)}: {_text(value)}" for key, value in found.items()])
+    entries = ",\n ".join([f"{json.dumps(key)}: {_text(_rounded(value))}" for key, value in found.items()])
     return f"{{\n {entries}\n}}\n".encode("utf-8", "backslashreplace")
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to a millionth: more digits say nothing."""
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return [_rounded(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _text(value: Any) -> str:

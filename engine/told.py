@@ -20,16 +20,17 @@ class Told(Quiet):
 
     Args:
         tell: the function; called by one thread at a time. What it raises ends the run.
+        clock: seconds since the run began.
         every_s: least seconds between two events `sample`.
     """
 
-    def __init__(self, tell: Callable[[dict[str, Any]], object], every_s: float = EVERY_S) -> None:
-        self._tell, self._every_s = tell, every_s
-        self._at_s, self._sampled_s = 0.0, -1e9
+    def __init__(self, tell: Callable[[dict[str, Any]], object], clock: Callable[[], float], every_s: float = EVERY_S) -> None:
+        self._tell, self._clock, self._every_s = tell, clock, every_s
+        self._sampled_s = -1e9
+        self._latest: Sample | None = None
 
     def _say(self, event: str, at_s: float | None = None, **facts: Any) -> None:
-        self._at_s = max(self._at_s, at_s or 0.0)
-        self._tell({"version": VERSION, "event": event, "at_s": round(self._at_s, 6), **facts})
+        self._tell({"version": VERSION, "event": event, "at_s": round(self._clock() if at_s is None else at_s, 6), **facts})
 
     def started(self, plan: Plan) -> None:
         """`started`: what will run and what it will need."""
@@ -90,9 +91,16 @@ class Told(Quiet):
 
     def sampled(self, sample: Sample) -> None:
         """`sample`: how far the run is, and where its memory and threads are."""
-        if sample.at_s - self._sampled_s < self._every_s:
-            return
-        self._sampled_s = sample.at_s
+        self._latest = sample
+        if sample.at_s - self._sampled_s >= self._every_s:
+            self._say_sample(sample)
+
+    def _last_sample(self) -> None:
+        if self._latest is not None:
+            self._say_sample(self._latest)
+
+    def _say_sample(self, sample: Sample) -> None:
+        self._sampled_s, self._latest = sample.at_s, None
         self._say(
             "sample",
             sample.at_s,
@@ -113,10 +121,12 @@ class Told(Quiet):
 
     def publishing(self) -> None:
         """`publishing`: everything is computed."""
+        self._last_sample()
         self._say("publishing")
 
     def failed(self, error: BaseException) -> None:
         """`failed` or `stopped`: the run ended early."""
+        self._last_sample()
         kept = error.facts.get("kept_bytes", 0) if isinstance(error, PlaitError) else 0
         words = error.message if isinstance(error, PlaitError) else str(error)
         self._say("stopped" if isinstance(error, (Stopped, KeyboardInterrupt)) else "failed", error=type(error).__name__, message=words, kept_bytes=kept)

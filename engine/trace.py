@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from plait.engine.events import Quiet, Report
 from plait.engine.lanes import STATES, Lane
 from plait.engine.moments import Note, Sample, Task
-from plait.engine.publish import output_errors
+from plait.engine.publish import output_error, output_errors
 from plait.planner.plan import Plan
 
 _FINEST_NS = 20_000
@@ -44,14 +44,16 @@ class Trace(Quiet):
 
     Args:
         path: of the file; replaced when the run begins.
+        begun: when the run's clock began, by `time.perf_counter`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, begun: float) -> None:
         self._path, self._lock = path, threading.Lock()
         self._file: TextIO | None = None
         self._pending: list[str] = []
         self._pending_bytes = self._written = self._count = 0
-        self._zero = time.perf_counter_ns()
+        self._trouble: OSError | None = None
+        self._zero = int(begun * 1e9)
         self._finest = _FINEST_NS
         self._windows: dict[int, _Window] = {}
         self._levels_at = 0
@@ -67,12 +69,16 @@ class Trace(Quiet):
                 return
             for number, window in self._windows.items():
                 self._close(number, window)
+            self._flush()
+            file, self._file = self._file, None
             try:
-                self._flush()
-                self._file.write("\n]\n")
-            finally:
-                self._file.close()
-                self._file = None
+                if self._trouble is None:
+                    file.write("\n]\n")
+                file.close()
+            except OSError as last:
+                self._trouble = self._trouble or last
+        if self._trouble is not None and error is None:
+            raise output_error(self._trouble, self._path, "write the trace; the output itself is in place") from self._trouble
 
     # -- what the run tells ---------------------------------------------------------------------
     def started(self, plan: Plan) -> None:
@@ -174,9 +180,11 @@ class Trace(Quiet):
             self._flush()
 
     def _flush(self) -> None:
-        if self._file is not None and self._pending:
-            with output_errors(self._path, "write the trace"):
+        if self._file is not None and self._pending and self._trouble is None:
+            try:
                 self._file.write(("[\n" if not self._written else ",\n") + ",\n".join(self._pending))
                 self._file.flush()
-            self._written += 1
-            self._pending, self._pending_bytes = [], 0
+            except OSError as error:  # the run itself goes on
+                self._trouble = error
+        self._written += 1
+        self._pending, self._pending_bytes = [], 0

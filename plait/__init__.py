@@ -20,6 +20,7 @@ from plait.inspection import inspect
 from plait.models import Model
 from plait.models import open_model as open
 from plait.ops.errors import BudgetTooSmall, CheckpointError, KernelError, OutputError, PlaitError, PlanError, RecipeError, ResumeError, Stopped, VerifyError
+from plait.reports import report
 
 __version__ = "0.1.0"
 __all__ = [
@@ -43,5 +44,6 @@ __all__ = [
     "open",
     "plan",
     "plan_model",
+    "report",
     "write",
 ]

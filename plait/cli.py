@@ -14,6 +14,7 @@ from plait.cli_inspect import inspect
 from plait.cli_merge import merge, status, verify
 from plait.cli_methods import methods
 from plait.cli_plan import plan
+from plait.cli_report import report
 from plait.lora import extract_lora_command
 from plait.ops.errors import PlaitError, PlanError, RecipeError, Stopped
 from plait.planner.header_text import printable
@@ -24,6 +25,7 @@ Examples:
   plait demo                                 merge real models, made here in two minutes
   plait plan recipe.yml --memory 4GiB        what would it do, and what does it need?
   plait merge recipe.yml out --memory 4GiB   do it
+  plait report out                           was the plan right, and where did the time go?
   plait status out                           whole, running or interrupted, and how to go on
   plait verify out                           read it again: is it what was written?
   plait methods ties                         what a method does and takes
@@ -100,7 +102,7 @@ def main() -> None:
     """
 
 
-for _command in (merge, plan, status, verify, methods, inspect, cache, extract_lora_command, bench):
+for _command in (merge, plan, report, status, verify, methods, inspect, cache, extract_lora_command, bench):
     main.add_command(_command)
 
 

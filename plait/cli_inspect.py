@@ -129,7 +129,7 @@ def _watched(quiet: bool) -> Iterator[dict[str, Any]]:
             return
         from rich.console import Console
 
-        from plait.progress import ProgressBar
+        from plait.live import LiveView
 
-        with ProgressBar(Console(stderr=True, highlight=False)) as bar:
-            yield {"stop": stop, "events": bar}
+        with LiveView(Console(stderr=True, highlight=False)) as view:
+            yield {"stop": stop, "events": view}

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from plait.cli_options import RECIPE_FORM, cache_options, machine_options, optimisation_options, options_of
 from plait.planner.header_text import printable
+
+if TYPE_CHECKING:
+    from plait.engine.events import Events
 
 _MERGE_EXAMPLES = """
 \b
@@ -21,6 +25,9 @@ Examples:
   plait merge recipe.yml out --overwrite     replaces out in the end
   plait merge recipe.yml out --allow-nonfinite   merge a model that holds NaN
   plait merge recipe.yml out --cache results --cache-size 50GiB
+  plait merge recipe.yml out --log-json - 2>events.jsonl   events for machines
+  plait merge recipe.yml out --trace trace.json   open it in ui.perfetto.dev
+  plait report out                           afterwards: promised and measured
 """
 _STATUS_EXAMPLES = """
 \b
@@ -46,8 +53,10 @@ Examples:
 @click.option("--restart", is_flag=True, help="Begin anew: drop what an interrupted run has finished, instead of continuing it.")
 @click.option("--overwrite", is_flag=True, help="Replace the checkpoint at OUT; it stays until the new one is whole.")
 @click.option("--allow-nonfinite", is_flag=True, help="Merge models that hold infinity or NaN, and write such values; they are counted and listed.")
+@click.option("--log-json", metavar="FILE", help="Write what happens as one JSON object a line; `-` for standard error, which then has nothing else.")
+@click.option("--trace", type=click.Path(path_type=Path), metavar="FILE", help="Write a Chrome/Perfetto trace of threads, tensors and memory.")
 @click.option("--quiet", "-q", is_flag=True, help="Say nothing unless something is wrong.")
-def merge(recipe: Path, out: Path, quiet: bool, **machine: Any) -> None:
+def merge(recipe: Path, out: Path, quiet: bool, log_json: str | None, trace: Path | None, **machine: Any) -> None:
     """Merge as RECIPE says into the new folder OUT.
 
     OUT appears whole, at the end, or not at all; it must not exist or be empty, unless --overwrite replaces a checkpoint. The
@@ -55,25 +64,40 @@ def merge(recipe: Path, out: Path, quiet: bool, **machine: Any) -> None:
 
     A run that is interrupted, killed or fails keeps what it has finished, and the same command continues it: with other
     --memory, --workers or --device too, but not with another recipe or changed inputs. `plait status OUT` says what is there.
+
+    On a terminal a few lines show how far it is; elsewhere a line every ten seconds does. OUT/report.json keeps what was
+    promised and what was measured, and `plait report OUT` shows it.
     """
     from plait.api import merge as run
     from plait.stopping import stopped_by_signals
 
     options = options_of(machine)
-    if quiet or not sys.stderr.isatty():  # nobody looks at a bar, so it is not even imported
-        with stopped_by_signals() as stop:
-            report = run(recipe, out, options, stop=stop)
-    else:
-        from rich.console import Console
+    quiet = quiet or log_json == "-"
+    with ExitStack() as stack:
+        stop = stack.enter_context(stopped_by_signals())
+        log = None
+        if log_json is not None:
+            from plait.logging_json import JsonLines
 
-        from plait.progress import ProgressBar
-
-        with stopped_by_signals() as stop, ProgressBar(Console(stderr=True, highlight=False)) as bar:
-            report = run(recipe, out, options, events=bar, stop=stop)
+            log = stack.enter_context(JsonLines(log_json))
+        report = run(recipe, out, options, events=None if quiet else _shown(stack), on_event=log, trace=trace, stop=stop)
     if not quiet:
         from plait.outcome import sentences
 
-        click.echo("\n".join(sentences(out, report)), err=True)
+        click.echo("\n".join([*sentences(out, report), *([printable(log.trouble)] if log is not None and log.trouble else [])]), err=True)
+
+
+def _shown(stack: ExitStack) -> Events:
+    """What shows the run: a live view on a terminal; nothing of that is imported where nobody looks."""
+    if not sys.stderr.isatty():
+        from plait.following import PlainLines
+
+        return PlainLines(sys.stderr)
+    from rich.console import Console
+
+    from plait.live import LiveView
+
+    return stack.enter_context(LiveView(Console(stderr=True, highlight=False)))
 
 
 @click.command(epilog=_STATUS_EXAMPLES)

@@ -18,7 +18,7 @@ def sentences(out: Path, report: Report) -> list[str]:
     done = f"{printable(str(out))}: {size(report.bytes_written)} written, {size(report.bytes_read)} read in {report.seconds:.1f} s ({size(rate)}/s)"
     again = f"{report.gpu_retries} tasks that a GPU had no memory for were done again; a smaller --gpu-memory plans for less there"
     lines = [*([resumed] if report.bytes_resumed else []), done, *cache_lines(report.cache), *nonfinite_lines(report)]
-    return [*lines, *([again] if report.gpu_retries else [])]
+    return [*lines, *([again] if report.gpu_retries else []), *map(printable, report.off)]
 
 
 def cache_lines(use: CacheUse | None) -> list[str]:

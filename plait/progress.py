@@ -1,4 +1,4 @@
-"""The progress bar of a merge: bytes done, speed, time left. Says nothing where there is no terminal."""
+"""A progress bar of bytes: done, speed, time left. Says nothing where there is no terminal."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-from plait.engine.events import Quiet
-from plait.planner.plan import Plan
 
 _INTERVAL_S = 0.1
 Bar = TypeVar("Bar", bound="ByteBar")
@@ -51,16 +48,3 @@ class ByteBar:
             if self._task is not None and now - self._shown >= _INTERVAL_S:
                 self._bar.advance(self._task, self._pending)
                 self._pending, self._shown = 0, now
-
-
-class ProgressBar(ByteBar, Quiet):
-    """Shows the bytes of a run."""
-
-    def progress(self, read: int, written: int) -> None:
-        """Move on."""
-        self.advance(read + written)
-
-    def started(self, plan: Plan) -> None:
-        """Begin to count towards the predicted bytes."""
-        self._title = plan.title
-        self.begin(plan.prediction.bytes_read + plan.prediction.bytes_written)

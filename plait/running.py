@@ -62,7 +62,7 @@ class Audience:
         if self.on_event is not None:
             from plait.engine.told import Told
 
-            listeners.append(Told(self.on_event))
+            listeners.append(Told(self.on_event, watch.now))
         if self.trace is not None:
             listeners.append(_trace(Path(self.trace), watch, stack))
         return watch, recording, Several(listeners)
@@ -72,7 +72,7 @@ def _trace(path: Path, watch: Watch, stack: ExitStack) -> Trace:
     from plait.engine.lanes import Lanes
     from plait.engine.trace import Trace
 
-    trace = stack.enter_context(Trace(path))
+    trace = stack.enter_context(Trace(path, watch.begun))
     watch.lanes = Lanes(trace.slice)
     return trace
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from rich.console import Console
 from safetensors import safe_open
 
 import plait
@@ -187,21 +186,6 @@ def test_quiet_says_nothing(recipe: Callable[[str], str], tmp_path: Path):
     """--quiet is quiet."""
     result = run("merge", recipe("linear"), str(tmp_path / "out"), "--memory", "256MiB", "--quiet")
     assert result.output == ""
-
-
-def test_progress_bar_only_on_a_terminal(recipe: Callable[[str], str], tmp_path: Path):
-    """A bar with bytes and speed on a terminal, nothing at all elsewhere."""
-    from plait.progress import ProgressBar
-
-    for terminal in (True, False):
-        with open(tmp_path / "screen", "w+") as screen:
-            console = Console(file=screen, force_terminal=terminal, width=100)
-            with ProgressBar(console) as bar:
-                plait.merge(recipe("ties"), tmp_path / f"out{terminal}", memory="256MiB", events=bar)
-            screen.seek(0)
-            shown = screen.read()
-        assert ("ties" in shown) is terminal
-        assert bool(re.search(r"[KM]iB", shown)) is terminal
 
 
 def test_output_folder(models: list[Path], recipe: Callable[[str], str], tmp_path: Path):

@@ -32,8 +32,8 @@ class Off:
         """For people."""
         where = f", most of it in {self.group}" if self.group else ""
         if self.what == "peak":
-            word = "more" if self.measured > self.predicted else "less"
-            return f"the plan was off: {size(self.measured)} of memory instead of {size(self.predicted)}, {word} than promised within 25 %{where}"
+            apart = "" if self.measured > self.predicted else f", more than {PEAK_FACTOR - 1:.0%} less"
+            return f"the plan was off: {size(self.measured)} of memory instead of {size(self.predicted)}{apart}{where}"
         return f"the plan was off: {self.measured:.1f} s instead of {self.predicted:.1f} s, not within a factor of {TIME_FACTOR:g}{where}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -87,7 +88,7 @@ def test_the_peak_is_never_above_what_was_promised(recipe: Callable[[str], Path]
     """Measured by the run itself, in a process of its own, for streams and for whole matrices."""
     for name in ("linear", "ties", "iso_c"):
         command = [sys.executable, "-m", "plait", "merge", str(recipe(name)), str(tmp_path / name), "--memory", "256MiB", "-q"]
-        subprocess.run(command, check=True)
+        subprocess.run(command, check=True, env={k: v for k, v in os.environ.items() if k != "PLAIT_VERIFY"})  # checking takes memory of its own
         memory = plait.report(tmp_path / name)["memory"]
         assert memory["judged"], memory["not_judged"]
         assert 0 < memory["measured_peak_bytes"] <= memory["predicted_peak_bytes"], name
@@ -132,7 +133,7 @@ def test_a_run_that_continues_a_killed_one_says_what_it_measured(recipe: Callabl
     jsonschema.validate(found, SCHEMA)
     assert found["part"]["resumed"]
     assert 0 < found["part"]["resumed_bytes"] == told.bytes_resumed < found["part"]["output_bytes"]
-    assert found["part"]["measured_share"] == pytest.approx(told.bytes_written / found["part"]["output_bytes"])
+    assert found["part"]["measured_share"] == pytest.approx(told.bytes_written / found["part"]["output_bytes"], abs=1e-6)
     assert sum(g["measured_written_bytes"] for g in found["groups"]) == told.bytes_written
     assert any("interrupted" in words for words in found["verdict"]["not_judged"])
     assert "continued an interrupted run" in to_text(found)

@@ -212,7 +212,7 @@ def test_events_as_lines(recipe: Callable[[str], Path], tmp_path: Path):
     found = run_slowly("merge", str(recipe("linear")), str(tmp_path / "two"), "--memory", "256MiB", "--log-json", "-")
     checked([json.loads(line) for line in found.stderr.splitlines()])
     nowhere = run_slowly("merge", str(recipe("linear")), str(tmp_path / "three"), "--log-json", str(tmp_path / "no" / "log"))
-    assert nowhere.returncode == 1
+    assert nowhere.returncode == 2
     assert "cannot write the log" in nowhere.stderr
 
 

@@ -45,8 +45,8 @@ def draw(found: Sequence[Cell], path: Path) -> None:
         time.legend(loc="lower right")
         warm = {(c.shape, c.method, c.budget): c for c in found if c.refused or c.kernels == "warm"}
         budgets = list(dict.fromkeys(c.budget for c in found))
-        table(peaks, rows, budgets, warm, lambda c: c.predicted / max(c.used, 1), "peak: predicted over measured")
-        table(times, rows, budgets, warm, lambda c: c.time_ratio, "time: predicted over measured")
+        table(peaks, rows, budgets, warm, lambda c: c.predicted / max(c.used, 1), "peak: predicted over measured", 1.0)
+        table(times, rows, budgets, warm, lambda c: c.time_ratio, "time: predicted over measured", 0.8)
         times.set_yticklabels([])
         over = sum(c.used > c.predicted for c in ran)
         figure.suptitle(f"{len(ran)} merges, {over or 'none'} above the predicted peak", x=0.01, ha="left", fontsize=11)
@@ -69,9 +69,15 @@ def points(axes: Any, cells: Sequence[Cell], measured: Callable[[Cell], float], 
 
 
 def table(
-    axes: Any, rows: Sequence[tuple[str, str]], budgets: Sequence[str], cells: dict[tuple[str, str, str], Cell], ratio: Callable[[Cell], float], title: str
+    axes: Any,
+    rows: Sequence[tuple[str, str]],
+    budgets: Sequence[str],
+    cells: dict[tuple[str, str, str], Cell],
+    ratio: Callable[[Cell], float],
+    title: str,
+    least: float,
 ) -> None:
-    """A ratio for each method and budget: green where it is near 1, blue above, red below."""
+    """A ratio for each method and budget: green from `least` to 1.25, blue above, red below."""
     for y, (shape, method) in enumerate(rows):
         for x, budget in enumerate(budgets):
             cell = cells.get((shape, method, budget))
@@ -79,7 +85,7 @@ def table(
                 axes.annotate("too small" if cell else "", (x, y), ha="center", va="center", fontsize=7, color=BUDGET)
                 continue
             value = ratio(cell)
-            axes.barh(y, 0.94, left=x - 0.47, height=0.9, color=shade(value))
+            axes.barh(y, 0.94, left=x - 0.47, height=0.9, color=shade(value, least))
             axes.annotate(f"{value:.2f}", (x, y), ha="center", va="center", fontsize=8)
     axes.set(title=title, xlim=(-0.5, len(budgets) - 0.5), ylim=(len(rows) - 0.5, -0.5))
     axes.set_xticks(range(len(budgets)), budgets)
@@ -89,8 +95,8 @@ def table(
         axes.spines[side].set_visible(False)
 
 
-def shade(ratio: float) -> str:
+def shade(ratio: float, least: float) -> str:
     """A light colour for a ratio."""
-    if ratio < 0.995:
-        return "#f3c1b5" if ratio < 0.5 else "#fae3da"
+    if ratio < least:
+        return "#f3c1b5" if ratio < least / 2 else "#fae3da"
     return "#d5ead4" if ratio <= 1.25 else "#dde9f5" if ratio <= 2 else "#b9d2ea"

@@ -107,6 +107,9 @@ def _catalogue(found: dict[str, Any] | None) -> Iterator[str]:
         if notes:
             yield "\n".join(notes)
 
+    if found["broken_promises"]:
+        yield "What is over a promise:\n\n" + "\n".join(f"- {line}" for line in found["broken_promises"])
+
 
 def _method(r: dict[str, Any]) -> list[str]:
     known = bool(r["predicted_peak_bytes"])

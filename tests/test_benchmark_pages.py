@@ -61,7 +61,7 @@ def test_figures_come_from_results(generator: ModuleType, tmp_path: Path, monkey
     grid = {"machine": MACHINE, "cells": [CELL, {**CELL, "refused": True}, {**CELL, "used": 7}]}
     stored(
         tmp_path,
-        catalogue={"machine": MACHINE, "sets": sets},
+        catalogue={"machine": MACHINE, "sets": sets, "broken_promises": ["ties: over"]},
         speed_mergekit={**peers, "rows": {"ties": ROW, "sce": {"failed": "x"}}, "missed": ["sce: x"]},
         grid=grid,
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from plait.cli_options import RECIPE_FORM, cache_options, machine_options, optimisation_options, options_of
+from plait.cli_output import give, output_option
 from plait.ops.errors import PlanError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ Examples:
   plait plan recipe.yml --diff other.yml       what another recipe changes
   plait plan recipe.yml --no-foresight         what an optimisation is worth
   plait plan recipe.yml --cache results        what the cache saves
+  plait plan recipe.yml --format html -o plan.html   a page to look at
   plait plan recipe.yml --format json | jq .predicted_peak_bytes
   plait plan recipe.yml --format dot | dot -Tsvg > plan.svg
   plait plan --schema                          what --format json means
@@ -37,7 +39,7 @@ of, and which tensor sets the peak. Each line of `other budgets` is the same
 merge, with the same bits, under another --memory. `passes` lists the ways in
 which tensors are computed, each with a letter; the groups below name theirs.
 """
-_FORMATS = ("tree", "json", "dot", "mermaid")
+_FORMATS = ("tree", "json", "html", "dot", "mermaid")
 
 
 def _schema(context: click.Context, _param: click.Parameter, wanted: bool) -> None:
@@ -52,12 +54,13 @@ def _schema(context: click.Context, _param: click.Parameter, wanted: bool) -> No
 @click.argument("recipe", type=click.Path(path_type=Path))
 @machine_options
 @cache_options
-@click.option("--format", "form", type=click.Choice(_FORMATS), default="tree", show_default=True, help="A tree to read, data, or a graph to draw.")
+@click.option("--format", "form", type=click.Choice(_FORMATS), default="tree", show_default=True, help="A tree to read, data, a page, or a graph to draw.")
+@output_option
 @click.option("--why", "tensor", metavar="TENSOR", help="Say how one output tensor is computed, and why so.")
 @click.option("--diff", "other", type=click.Path(path_type=Path), metavar="RECIPE", help="Say what another recipe would change.")
 @click.option("--schema", is_flag=True, is_eager=True, expose_value=False, callback=_schema, help="Print the JSON Schema of --format json, and leave.")
 @optimisation_options
-def plan(recipe: Path, form: str, tensor: str | None, other: Path | None, **machine: Any) -> None:
+def plan(recipe: Path, form: str, output: Path | None, tensor: str | None, other: Path | None, **machine: Any) -> None:
     """Show what RECIPE would do and need; reads file headers only.
 
     Everything wrong with the recipe, the models or the budget is found here, before a weight is read.
@@ -66,24 +69,35 @@ def plan(recipe: Path, form: str, tensor: str | None, other: Path | None, **mach
 
     if tensor is not None and other is not None:
         raise PlanError("--why is about one plan and --diff about two; give one of them")
-    if form in ("dot", "mermaid") and (tensor is not None or other is not None):
-        raise PlanError(f"--{'diff' if tensor is None else 'why'} has no picture; leave out --format {form}")
+    asked = "--why" if tensor is not None else "--diff"
+    if form in ("html", "dot", "mermaid") and (tensor is not None or other is not None):
+        raise PlanError(f"{asked} has no picture; leave out --format {form}")
+    if output is not None and (tensor is not None or other is not None):
+        raise PlanError(f"{asked} answers on the terminal; leave out --output, or redirect it")
     options = options_of(machine)
     planned = make(recipe, options)
     if tensor is not None:
         _show_why(planned, tensor, form)
     elif other is not None:
         _show_diff(planned, make(other, options), (str(recipe), str(other)), form)
+    elif form == "html":
+        from plait.plan_page import plan_page
+
+        give(plan_page(planned).render(), output)
+    elif form == "tree" and output is not None:
+        from plait.planner.explain import to_text
+
+        give(to_text(planned, without=_costs(recipe, planned, options)) + "\n", output)
     elif form == "tree":
         from plait.planner.explain import to_tree
 
         _print(to_tree(planned, _costs(recipe, planned, options)))
     elif form == "json":
-        click.echo(planned.to_json())
+        give(planned.to_json(), output)
     else:
         from plait.planner import plan_graph
 
-        click.echo(plan_graph.to_dot(planned) if form == "dot" else plan_graph.to_mermaid(planned))
+        give(plan_graph.to_dot(planned) if form == "dot" else plan_graph.to_mermaid(planned), output)
 
 
 def _print(tree: Tree) -> None:

@@ -289,6 +289,12 @@ class Plan:
             "output": self.layout.places[c.name]._asdict(),
         }
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows of the plan."""
+        from plait.planner.notebook import plan_html  # it needs the plan
+
+        return plan_html(self)
+
     def to_json(self) -> str:
         """`to_dict` as text, a component a line: there may be 100,000, and they are not all held as objects at once."""
         facts = json.dumps(self._facts(), indent=1).removesuffix("\n}")

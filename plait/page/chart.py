@@ -60,6 +60,7 @@ class LineChart(Block):
         label_name: what those words are.
         marks: horizontal lines.
         log_x: the x axis is logarithmic.
+        stacked: each line stands on the next one, and the readout shows the differences and their sum.
         height: in pixels.
     """
 
@@ -75,6 +76,7 @@ class LineChart(Block):
     label_name: str = ""
     marks: Sequence[Mark] = ()
     log_x: bool = False
+    stacked: bool = False
     height: int = 260
 
     def render(self, ident: str) -> str:
@@ -95,6 +97,7 @@ class LineChart(Block):
             "xName": self.x_name,
             "xKind": self.x_kind,
             "logX": self.log_x,
+            "stacked": self.stacked,
             "height": self.height,
             "series": [{**s._asdict(), "values": list(s.values)} for s in self.series],
             "marks": [m._asdict() for m in self.marks],

@@ -71,7 +71,8 @@ class Graph(Block):
             '<span class="hint">Click a group to unfold it. Drag to move, Ctrl and wheel to zoom; keys: arrows, Enter, + and −.</span></div>'
             f'<div class="canvas" style="height:{self.height}px" tabindex="0" role="application" '
             f'aria-label="{escaped(f"{self.title}. {self.summary}")} The same as a list follows."></div>'
-            '<div class="chosen" aria-live="polite"></div><details class="outline"><summary>The same as a list</summary></details></figure>'
+            '<div class="chosen" aria-live="polite">Point at a node, or walk with the arrow keys, to read about it.</div>'
+            '<details class="outline"><summary>The same as a list</summary></details></figure>'
         )
 
     def data(self) -> Any:

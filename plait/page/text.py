@@ -7,9 +7,9 @@ import json
 import math
 from typing import Any
 
-from plait.planner.explain import duration
 from plait.planner.header_text import printable
 from plait.planner.schedule import size
+from plait.planner.words import duration
 
 #: How a number is shown; `assets/page.js` shows it alike.
 KINDS = ("text", "bytes", "seconds", "count", "number", "percent")
@@ -46,7 +46,7 @@ def shown(value: Any, kind: str = "text") -> str:
     if kind == "bytes":
         return size(value)
     if kind == "seconds":
-        return duration(value)
+        return duration(value) if value >= 0.0995 or not value else f"{1000 * value:.0f} ms" if value >= 0.00095 else "<1 ms"
     if kind == "count":
         return f"{value:,}"
     if kind == "percent":

@@ -87,11 +87,7 @@ def test_the_graph_folds_and_unfolds(opened: Browser):
 
     def click(ident: str) -> None:
         at = opened.script(place, ident)
-        opened.point(opened.one(".canvas"), at["x"] - size[0] / 2, at["y"] - size[1] / 2)
-        opened.script("return 0")
-        from selenium.webdriver.common.action_chains import ActionChains
-
-        ActionChains(opened.driver).click().perform()
+        opened.click(opened.one(".canvas"), at["x"] - size[0] / 2, at["y"] - size[1] / 2)
 
     click("all")
     opened.wait(f"{shown}.nodes().length === 14")

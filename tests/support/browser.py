@@ -88,6 +88,16 @@ class Browser:
 
         ActionChains(self.driver).move_to_element_with_offset(element, int(x), int(y)).perform()
 
+    def click(self, element: Any, x: float = 0, y: float = 0) -> None:
+        """Click on a place of an element, in pixels from its middle."""
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        ActionChains(self.driver).move_to_element_with_offset(element, int(x), int(y)).click().perform()
+
+    def settle(self) -> None:
+        """Wait until what was drawn last is sharp."""
+        self.driver.execute_async_script("setTimeout(arguments[0], 600)")
+
     def complaints(self) -> list[str]:
         """What the console says that is not well."""
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]

@@ -13,10 +13,12 @@ plait.blocks.chart = (element, data) => {
     const at = u.cursor.idx;
     if (at === null || at === undefined) return;
     readout.replaceChildren(plait.make("b", `${data.xName} ${plait.shown(data.x[at], data.xKind)}`));
+    if (data.stacked) readout.append(" \u00b7 together ", plait.make("b", plait.shown(data.series[0].values[at], data.series[0].kind)));
     data.series.forEach((s, n) => {
-      readout.append(plait.make("i", "", { style: `background: var(--c${n % 6})` }), `${s.name} `, plait.make("b", plait.shown(s.values[at], s.kind)));
+      const value = s.values[at], below = data.stacked && n + 1 < data.series.length ? data.series[n + 1].values[at] : 0;
+      readout.append(plait.make("i", "", { style: `background: var(--c${n % 6})` }), `${s.name} `, plait.make("b", plait.shown(value === null ? null : value - below, s.kind)));
     });
-    if (word(at)) readout.append(` \u00b7 ${data.labelName} `, plait.make("b", word(at)));
+    if (word(at)) readout.append(` \u00b7 ${data.labelName} `.replace("  ", " "), plait.make("b", word(at)));
   }
   // Splits at round numbers of the unit that is shown: of MiB or GiB, not of bytes.
   function rounded(u, axis, low, high, increment) {
@@ -31,10 +33,15 @@ plait.blocks.chart = (element, data) => {
   function brief(value, kind, increment) {
     if (value === null || value === undefined) return "";
     if (kind !== "seconds" || value < 120 && increment < 60) return value === 0 ? "0" : kind === "seconds" ? `${Number(value.toPrecision(3))} s` : plait.shown(value, kind);
+    if (!value) return "0";
     if (increment % 60) return `${Math.floor(value / 60)}:${String(Math.round(value % 60)).padStart(2, "0")}`;
     return increment % 3600 ? `${value / 60} min` : `${value / 3600} h`;
   }
   const clock = [0.001, 0.01, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 36000, 72000, 144000];
+  // A mark far above all lines would press them flat: it is named at the upper edge instead.
+  const tallest = Math.max(0, ...data.series.filter((s) => s.kind === axes[0]).flatMap((s) => s.values.map((v) => v || 0)));
+  const near = (mark) => mark.value <= 2.5 * tallest;
+  const top = (kind, high) => (kind === axes[0] ? Math.max(tallest, ...data.marks.filter(near).map((m) => m.value)) * (data.marks.every(near) ? 1.06 : 1.2) || 1 : (high || 1) * 1.06);
   function draw() {
     const grid = { stroke: plait.colour("line"), width: 1 }, ink = plait.colour("soft");
     const axis = (kind, scale, side) => ({
@@ -46,7 +53,7 @@ plait.blocks.chart = (element, data) => {
       width: plot.clientWidth || 800, height: data.height,
       scales: {
         x: { time: false, distr: data.logX ? 3 : 1, log: 2 },
-        ...Object.fromEntries(axes.map((kind) => [kind, { range: (_, low, high) => [0, (high || 1) * 1.06] }])),
+        ...Object.fromEntries(axes.map((kind) => [kind, { range: (_, low, high) => [0, top(kind, high)] }])),
       },
       axes: [axis(data.xKind, "x", 2), ...axes.map((kind, n) => axis(kind, kind, n ? 1 : 3))],
       series: [
@@ -72,8 +79,12 @@ plait.blocks.chart = (element, data) => {
     ctx.fillStyle = plait.colour("warn");
     ctx.textAlign = "right";
     for (const mark of data.marks) {
-      const y = u.valToPos(mark.value, axes[0], true), above = y - 6 * ratio > bbox.top + 12 * ratio;
-      ctx.fillText(mark.name, bbox.left + bbox.width - 6 * ratio, above ? y - 6 * ratio : y + 16 * ratio);
+      const y = near(mark) ? u.valToPos(mark.value, axes[0], true) : bbox.top, above = y - 6 * ratio > bbox.top + 12 * ratio;
+      const text = near(mark) ? mark.name : `\u2191 ${mark.name}`, right = bbox.left + bbox.width - 6 * ratio, foot = above ? y - 6 * ratio : y + 16 * ratio;
+      ctx.fillStyle = plait.colour("card", 0.8);
+      ctx.fillRect(right - ctx.measureText(text).width - 4 * ratio, foot - 12 * ratio, ctx.measureText(text).width + 8 * ratio, 16 * ratio);
+      ctx.fillStyle = plait.colour("warn");
+      ctx.fillText(text, right, foot);
     }
     ctx.restore();
   }

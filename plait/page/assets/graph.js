@@ -4,7 +4,7 @@ plait.blocks.graph = (element, data) => {
   const nodes = new Map(data.nodes.map(([id, label, kind, parent, facts, open]) => [id, { id, label, kind, parent, facts, open, members: [] }]));
   const canvas = element.querySelector(".canvas"), chosen = element.querySelector(".chosen"), top = [];
   for (const node of nodes.values()) (node.parent ? nodes.get(node.parent).members : top).push(node);
-  const font = 12, line = 16, pad = 14, title = 20;  // an open group has its name above its box
+  const font = 12, line = 16, pad = 26, title = 18;  // an open group has its name above its box
   const wide = (node) => Math.max(60, 6.8 * Math.max(...node.label.map((l) => l.length)) + 30);
   let cy, at = null;
 
@@ -45,7 +45,7 @@ plait.blocks.graph = (element, data) => {
       } else [node.w, node.h] = [wide(node), line * node.label.length + 14];
     }
     const between = edges.map(([a, b]) => [within(a, group), within(b, group)]).filter(([a, b]) => a && b && a !== b);
-    const spots = between.length || group === "" ? layered(members, between) : grid(members);
+    const spots = between.length || group === "" ? layered(members, between, group) : grid(members);
     let [w, h] = [0, 0];
     for (const node of members) {
       const [x, y] = spots.get(node.id);
@@ -54,9 +54,9 @@ plait.blocks.graph = (element, data) => {
     }
     return { w, h, inner };
   }
-  function layered(members, between) {
+  function layered(members, between, group) {
     const graph = new dagre.graphlib.Graph();
-    graph.setGraph({ rankdir: "LR", nodesep: 18, ranksep: 70, marginx: 0, marginy: 0 });
+    graph.setGraph({ rankdir: "LR", nodesep: group ? 12 : 18, ranksep: group ? 32 : 70, marginx: 0, marginy: 0 });
     graph.setDefaultEdgeLabel(() => ({}));
     for (const node of members) graph.setNode(node.id, { width: node.w, height: node.h });
     for (const [a, b] of between) graph.setEdge(a, b);
@@ -64,14 +64,20 @@ plait.blocks.graph = (element, data) => {
     return new Map(members.map((node) => [node.id, [graph.node(node.id).x, graph.node(node.id).y]]));
   }
   function grid(members) {
-    const spots = new Map(), gap = 10;
-    const width = Math.max(...members.map((n) => n.w));
-    const across = Math.max(1, Math.min(8, Math.round(Math.sqrt((members.length * 60) / width))));
-    let y = 0;
-    for (let from = 0; from < members.length; from += across) {
-      const row = members.slice(from, from + across), height = Math.max(...row.map((n) => n.h));
-      row.forEach((n, k) => spots.set(n.id, [k * (width + gap) + width / 2, y + height / 2]));
-      y += height + gap;
+    const spots = new Map(), gap = 10, closed = members.filter((n) => !drawnOpen(n));
+    const width = Math.max(60, ...closed.map((n) => n.w)), height = Math.max(30, ...closed.map((n) => n.h));
+    const across = Math.max(1, Math.round(Math.sqrt((members.length * height * 3) / width)));
+    let [column, y] = [0, 0];
+    const next = (h) => ([column, y] = [0, y + h + gap]);
+    for (const node of members) {
+      if (drawnOpen(node)) {  // it has a row of its own
+        if (column) next(height);
+        spots.set(node.id, [node.w / 2, y + node.h / 2]);
+        next(node.h);
+      } else {
+        spots.set(node.id, [column * (width + gap) + width / 2, y + height / 2]);
+        if (++column === across) next(height);
+      }
     }
     return spots;
   }
@@ -88,23 +94,31 @@ plait.blocks.graph = (element, data) => {
       if (open) settle(node.members, held, x - held.w / 2, y - node.h / 2 + title + pad, found);
     }
   }
-  function draw(fit) {
+  function draw(fit = "") {
     const edges = arrows(), found = [];
     const box = place(top, "", edges);
     settle(top, box, 0, 0, found);
     const heaviest = Math.max(1, ...edges.map((e) => e[2]));
-    for (const [a, b, weight] of edges) found.push({ data: { id: `${a}\n${b}`, source: a, target: b, width: 1 + 4 * Math.sqrt(weight / heaviest) } });
+    for (const [a, b, weight] of edges) found.push({ data: { id: `${a}\n${b}`, source: a, target: b, width: 1 + 4 * Math.sqrt(weight / heaviest) }, classes: nodes.get(a).parent || nodes.get(b).parent ? "" : "outer" });
     cy.batch(() => {
       cy.elements().remove();
       cy.add(found);
     });
     if (at) cy.getElementById(at).addClass("at");
-    if (fit) cy.fit(undefined, 24);
-    if (fit && cy.zoom() > 1.4) {
-      cy.zoom(1.4);
-      cy.center();
+    show(fit);
+  }
+  // A group that was opened, or everything: large enough to be read, from its upper left corner where it is larger than the window.
+  function show(id) {
+    const what = id ? cy.getElementById(id) : cy.elements();
+    cy.fit(what, id ? 40 : 24);
+    if (cy.zoom() > 1.3) {
+      cy.zoom(1.3);
+      cy.center(what);
+    } else if (id && cy.zoom() < 0.7) {
+      cy.zoom(0.7);
+      const box = what.boundingBox();
+      cy.pan({ x: 24 - 0.7 * box.x1, y: Math.max(24, (canvas.clientHeight - 0.7 * box.h) / 2) - 0.7 * box.y1 });
     }
-    canvas.dataset.nodes = cy.nodes().length;
   }
   function style() {
     const of = { input: "c0", pass: "c1", op: "c1", group: "soft", output: "c2" };
@@ -117,6 +131,7 @@ plait.blocks.graph = (element, data) => {
       { selector: "node.open", style: { "text-valign": "top", "text-margin-y": -4, "text-wrap": "none", padding: `${pad}px`, "background-color": plait.colour("wash"), "compound-sizing-wrt-labels": "exclude" } },
       { selector: "edge", style: { width: "data(width)", "curve-style": "bezier", "line-color": plait.colour("soft", 1), "line-opacity": 0.5, "target-arrow-shape": "triangle",
         "target-arrow-color": plait.colour("soft", 1), "arrow-scale": 0.9 } },
+      { selector: "edge.outer", style: { "z-compound-depth": "bottom" } },
       { selector: ".at", style: { "border-color": plait.colour("accent"), "border-width": 3 } },
     ];
   }
@@ -137,7 +152,7 @@ plait.blocks.graph = (element, data) => {
     const node = nodes.get(id);
     if (!node.members.length) return;
     node.open = !node.open;
-    draw(true);
+    draw(node.open ? id : node.parent);
     choose(id);
   }
   cy = cytoscape({ container: canvas, elements: [], style: style(), minZoom: 0.05, maxZoom: 4, userZoomingEnabled: false, boxSelectionEnabled: false, autoungrabify: true, layout: { name: "preset" } });
@@ -156,7 +171,7 @@ plait.blocks.graph = (element, data) => {
     fit: () => cy.fit(undefined, 24), in: () => zoom(1.3), out: () => zoom(1 / 1.3),
     fold: () => {
       for (const node of nodes.values()) node.open = false;
-      draw(true);
+      draw();
     },
   };
   element.querySelector(".tools").addEventListener("click", (event) => deeds[event.target.dataset.do]?.());
@@ -187,6 +202,6 @@ plait.blocks.graph = (element, data) => {
   }
   outline.addEventListener("toggle", () => outline.children.length === 1 && outline.append(listed(top)));
   element.plaitGraph = { cy, toggle };  // for scripts that drive the page
-  draw(true);
+  draw();
   plait.onTheme(() => cy.style(style()));
 };

@@ -13,6 +13,7 @@ const plait = (() => {
     return `${Math.trunc(bytes)} B`;
   }
   function duration(seconds) {
+    if (seconds && seconds < 0.0995) return seconds < 0.00095 ? "<1 ms" : `${(1000 * seconds).toFixed(0)} ms`;
     if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
     const whole = Math.round(seconds);
     if (whole < 120) return `${whole} s`;

@@ -12,10 +12,12 @@ from typing import Any
 from plait.engine.events import Report
 from plait.engine.lanes import SHARES, STATES
 from plait.engine.recording import LEVELS, OTHERS, Recording, kind_of
+from plait.engine.series import MOST_ROWS
 from plait.engine.surroundings import surroundings
 from plait.engine.verdict import verdict
 from plait.planner.cost import output_bytes, stage_read_bytes
 from plait.planner.plan import Plan
+from plait.planner.timeline import timeline
 
 REPORT_NAME = "report.json"
 FORMAT, VERSION = "plait-report", 1
@@ -71,6 +73,7 @@ def run_report(plan: Plan, report: Report, recording: Recording, identity: Mappi
         "slowest": _slowest(recording),
         "lanes": _lanes(recording),
         "timeline": _timeline(plan, recording),
+        "predicted_timeline": _promised(plan),
         "environment": surroundings([file.path for file in plan.files], folder),
     }
 
@@ -227,6 +230,12 @@ def _lanes(recording: Recording) -> list[dict[str, Any]]:
         }
         for level in levels
     ]
+
+
+def _promised(plan: Plan) -> dict[str, Any]:
+    """The course of memory that the plan promised, the whole command's time on its axis."""
+    points = [[round(p.seconds, 4), p.host_bytes, *p.gpu_bytes] for p in timeline(plan, MOST_ROWS).points]
+    return {"columns": ["at_s", "private_bytes", *(f"gpu_{n}_leased_bytes" for n in range(len(plan.gpu_budget_bytes)))], "points": points}
 
 
 def _timeline(plan: Plan, recording: Recording) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from plait.planner.cost import input_bytes, output_bytes, stage_read_bytes
 from plait.planner.grouping import letter, stage_words, ways
 from plait.planner.plan import Component, Plan
 from plait.planner.program import Program, data_inputs
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 from plait.planner.words import dimensions
 
 #: Above these a graph shows layers without their tensors, and passes without their ops; the table has all tensors.

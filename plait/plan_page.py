@@ -16,7 +16,7 @@ from plait.planner.pools import peak_reason, pools
 from plait.planner.program import Program
 from plait.planner.residency import slab_bytes
 from plait.planner.savings import savings
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 from plait.planner.timeline import timeline
 from plait.planner.whatif import WhatIf, what_if
 from plait.planner.wholework import WholeWork, whole_work

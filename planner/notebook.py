@@ -9,7 +9,7 @@ from plait.planner.cost import output_bytes
 from plait.planner.grouping import groups
 from plait.planner.header_text import printable
 from plait.planner.plan import Plan
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 from plait.planner.words import dimensions, duration, times
 
 #: Groups of outputs that are listed.

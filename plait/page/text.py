@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from plait.planner.header_text import printable
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 from plait.planner.words import duration
 
 #: How a number is shown; `assets/page.js` shows it alike.

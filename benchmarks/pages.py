@@ -59,6 +59,14 @@ def measured(page: Path, repeat: int) -> dict[str, float]:
     return {name: median(run[name] for run in runs) / 1000 for name in runs[0]}
 
 
+def shown(data: dict[str, Any]) -> str:
+    """The figures as a table."""
+    rows = [[data["preset"], name, f"{1000 * seconds:.0f} ms"] for name, seconds in data["seconds"].items()]
+    rows += [[data["preset"], "size of the page", f"{data['bytes'] / 1e6:.2f} MB"], [data["preset"], "tensors of the plan", f"{data['tensors']:,}"]]
+    notes = [f"{data['method']}; medians of {data['repeat']} new browsers, opening with an empty profile", machine.line(data["machine"])]
+    return table_of("Page of a plan", ["model", "what", "takes"], rows, notes)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="70b")
@@ -82,19 +90,16 @@ def main() -> None:
         page.write_text(text, "utf-8")
         nbytes = page.stat().st_size
         seconds = {"make the page": making, **measured(page, args.repeat)}
-    rows = [[args.preset, name, f"{1000 * s:.0f} ms"] for name, s in seconds.items()]
-    rows.append([args.preset, "size of the page", f"{nbytes / 1e6:.2f} MB"])
-    title = f"Page of a plan: {args.method}, {len(plan.components):,} output tensors"
-    data: dict[str, Any] = {
+    data = {
         "machine": facts,
         "preset": args.preset,
         "method": args.method,
         "tensors": len(plan.components),
         "bytes": nbytes,
         "seconds": seconds,
+        "repeat": args.repeat,
     }
-    notes = [f"medians of {args.repeat} new browsers, opening with an empty profile", machine.line(facts)]
-    save("pages" if args.preset == "70b" else f"pages_{args.preset}", data, table_of(title, ["model", "what", "takes"], rows, notes), args.folder)
+    save("pages" if args.preset == "70b" else f"pages_{args.preset}", data, shown(data), args.folder)
     if args.preset == "70b" and (nbytes >= MOST_BYTES or seconds["open"] >= MOST_SECONDS):
         sys.exit("too large, or too slow to open")
 

@@ -14,6 +14,7 @@ _EXAMPLES = """
 Examples:
   plait report out                  promised and measured, threads, memory, slowest tensors
   plait report out --format json    all of it as data (docs/report-format.md)
+  plait report out --html page.html a page: memory and threads over time, every kind of tensor
   plait report --schema             the JSON Schema of that data
 """
 
@@ -21,9 +22,10 @@ Examples:
 @click.command(epilog=_EXAMPLES)
 @click.argument("out", type=click.Path(path_type=Path), required=False)
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Lines to read, or data.")
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write the report as one html page.")
 @click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of reports instead.")
-def report(out: Path | None, form: str, schema: bool, debug: bool) -> None:
+def report(out: Path | None, form: str, html: Path | None, schema: bool, debug: bool) -> None:
     """Show what the merge that wrote OUT was promised to take and what it took.
 
     Every merge leaves a report.json in its output. It compares prediction and measurement by kind of tensor, says what each
@@ -41,6 +43,12 @@ def report(out: Path | None, form: str, schema: bool, debug: bool) -> None:
     from plait.reports import to_text
 
     found = read(out)
+    if html is not None:
+        from plait.cli_output import give
+        from plait.report_page import page_text
+
+        give(page_text(found, out), html)
+        return
     if form == "json":
         click.echo(json.dumps(found, indent=1))
         return

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from plait.ops.errors import CheckpointError
 from plait.page import Block, Column, Facts, LineChart, Mark, Notes, Page, Prose, Section, Series, Table
 from plait.planner.sizes import size
 from plait.planner.words import counted, dimensions, duration
@@ -29,6 +31,19 @@ def report_page(found: Mapping[str, Any]) -> Page:
         Section("Environment", [_environment(found)]),
     ]
     return Page(f"Report: {found['title']}", subtitle, sections, f"plait {found['plait']}")
+
+
+def page_text(found: Mapping[str, Any], out: str | os.PathLike[str]) -> str:
+    """The html of the report of an output.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        return report_page(found).render()
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{os.fspath(out)}: report.json is damaged, or of an older version ({why}); merge again", path=os.fspath(out)) from error
 
 
 def _verdict(found: Mapping[str, Any]) -> list[Block]:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import plait
+from plait.cli import main
 from plait.page import LineChart, Table
 from plait.page.text import escaped
 from plait.planner.schedule import size
@@ -47,6 +49,18 @@ def test_figures_are_those_of_the_report(found: dict[str, Any]):
     if found["timeline"]["points"]:
         assert {s.name for s in charts[0].series} == {"private memory, measured", "leased", "promised"}
         assert len(charts) == 1 + len(found["timeline"]["lanes"])
+
+
+def test_from_the_command_line(found: dict[str, Any], tmp_path: Path):
+    """`--html FILE` writes the page; a damaged report is one sentence."""
+    (tmp_path / "report.json").write_text(json.dumps(found))
+    stored = CliRunner().invoke(main, ["report", str(tmp_path), "--html", str(tmp_path / "page.html")])
+    assert stored.exit_code == 0, stored.output
+    assert (tmp_path / "page.html").read_text("utf-8") == report_page(found).render()
+    (tmp_path / "report.json").write_text(json.dumps({**found, "groups": 3}))
+    damaged = CliRunner().invoke(main, ["report", str(tmp_path), "--html", str(tmp_path / "page.html")])
+    assert damaged.exit_code == 2
+    assert "is damaged" in damaged.output
 
 
 @needs_browser

@@ -39,7 +39,7 @@ CASES: dict[str, tuple[Build, int]] = {
 
 def program_of(build: Build, count: int, storage: str, size: int) -> Program:
     refs = tuple(TensorRef("file", name, storage, (size,), 0, 0) for name in "abc"[:count])
-    (program,), _ = compile_specs([OutputSpec("x", NUMBERS, refs, "x", build)])
+    (program,), *_ = compile_specs([OutputSpec("x", NUMBERS, refs, "x", build)])
     return program
 
 

@@ -78,7 +78,7 @@ def _column(table: Mapping[str, Any], name: str) -> list[Any]:
 
 def _memory(found: Mapping[str, Any]) -> list[Block]:
     """Levels that were measured, leased and promised, below the budget."""
-    memory, seen, promised = found["memory"], found["timeline"], found["predicted_timeline"]
+    memory, seen, promised = found["memory"], found["timeline"], _moved(found)
     if not seen["points"]:
         return [Prose("The run was too short to be watched.")]
     x = sorted({*_column(seen, "at_s"), *_column(promised, "at_s")})
@@ -91,7 +91,7 @@ def _memory(found: Mapping[str, Any]) -> list[Block]:
         Mark(f"budget {size(memory['budget_bytes'])}", memory["budget_bytes"]),
     ]
     highest = f"At most {size(memory['measured_peak_bytes'])}, after {duration(memory['peak_at_s'])}"
-    summary = highest + (f" with {memory['peak_group']}." if memory["peak_group"] else ".")
+    summary = highest + (f" with {memory['peak_group']}." if memory["peak_group"] else ".") + " The promise begins where the work did."
     blocks: list[Block] = [LineChart("Memory beside what importing takes", summary, x, series, marks=marks)]
     for number, budget in enumerate(memory["gpu_budget_bytes"]):
         name = f"gpu_{number}_leased_bytes"
@@ -99,6 +99,13 @@ def _memory(found: Mapping[str, Any]) -> list[Block]:
         words = f"At most {size(max(_column(seen, name)))} of {size(budget)}."
         blocks.append(LineChart(f"Memory of GPU {number}", words, x, levels, marks=[Mark(f"budget {size(budget)}", budget)]))
     return blocks
+
+
+def _moved(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The promised course, moved so that its work begins where that of the run did: starting the program is not part of what is measured."""
+    time, promised = found["time"], found["predicted_timeline"]
+    at, late = promised["columns"].index("at_s"), time["planning_s"] + time["preparing_s"] - time["predicted_parts"]["starting"]
+    return {**promised, "points": [[max(0.0, v + late) if n == at else v for n, v in enumerate(point)] for point in promised["points"]]}
 
 
 def _at(x: Sequence[float], table: Mapping[str, Any], name: str) -> list[float | None]:

@@ -103,6 +103,11 @@ def tensors(browser: Browser) -> None:
     browser.script("arguments[0].closest('section').scrollIntoView()", box)
 
 
+def threads(browser: Browser) -> None:
+    """What was promised and measured, with a readout of the memory."""
+    browser.point(browser.one(".u-over"))
+
+
 def heat(browser: Browser) -> None:
     """The map of a comparison, with a cell that is read."""
     browser.script("document.querySelector('.heat').closest('section').scrollIntoView()")
@@ -113,6 +118,7 @@ TERMINALS = (
     Terminal("plan", "plan ties.yml --memory 256MiB"),
     Terminal("plan-70b", "plan ties-70b.yml --memory 1GiB", (140,)),
     Terminal("diff", "inspect math code --base base --rank --quiet"),
+    Terminal("report", "report out"),
 )
 PAGES = (
     PageShot("page", "plan ties-70b.yml --memory 1GiB --format html", nothing),
@@ -120,6 +126,7 @@ PAGES = (
     PageShot("page-layers", "plan ties-70b.yml --memory 1GiB --format html", layers, 760),
     PageShot("page-memory", "plan ties-70b.yml --memory 1GiB --format html", timeline, 900),
     PageShot("page-tensors", "plan ties-70b.yml --memory 1GiB --format html", tensors, 620),
+    PageShot("page-report", "report out --html {file}", threads, 1250),
     PageShot("page-diff", "inspect math code --base base --rank --quiet --html {file}", heat, 760),
 )
 
@@ -149,7 +156,7 @@ def family(folder: Path) -> None:
     for model, tensors in {"base": base, **experts}.items():
         tiny.write_model(folder / model, tensors, config={"num_hidden_layers": 16})
     entries = [{"model": expert, "parameters": {"weight": 0.5, "density": 0.3}} for expert in experts]
-    (folder / "small.yml").write_text(json.dumps({"merge_method": "ties", "base_model": "base", "models": entries, "dtype": "bfloat16"}))
+    (folder / "ties-small.yml").write_text(json.dumps({"merge_method": "ties", "base_model": "base", "models": entries, "dtype": "bfloat16"}))
 
 
 def models(folder: Path) -> None:
@@ -210,6 +217,7 @@ def main(wanted: list[str]) -> None:
     with tempfile.TemporaryDirectory() as place, running() as browser:
         folder = Path(place)
         models(folder)
+        plait("merge ties-small.yml out --memory 256MiB --quiet", folder)
         for terminals in TERMINALS:
             for width in terminals.widths:
                 if chosen(name := f"{terminals.name}-{width}"):

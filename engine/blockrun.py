@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from plait.engine.codegen import Kernel, generate
+from plait.engine.codegen import generate
+from plait.engine.kernel import Kernel
 from plait.planner.blocks import BLOCK, CHUNK, COARSE, FINE, RANK_COUNTS, SEARCH_PIECE, SPARSE_LIMIT, block_elements
 from plait.planner.program import Program, Stage
 

@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from plait.engine.codegen import Kernel
+from plait.engine.kernel import Kernel
 from plait.engine.kernelc import DIGEST_BYTES, NO_ROOM, build, target_machine
 from plait.ops.errors import KernelError, Stopped
 

@@ -83,6 +83,8 @@ class ComponentRun:
                     self.tensors.clear()
         finally:
             self.recalled.close()
+            if sweep + 1 == self.host.plan.sweeps:  # Python's collector may come for this object much later, and vectors of a value a row are large
+                self.smalls.values.clear()
 
     def _recall(self) -> None:
         """Ask the cache of results what is there, and leave out what that spares."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from plait.engine.blockrun import Array, BlockData, BlockResult
-from plait.engine.codegen import Kernel
 from plait.engine.device import DeviceOutOfMemory
 from plait.engine.interpreter import Interpreter
+from plait.engine.kernel import Kernel
 from plait.engine.pool import Seat
 from plait.ops.errors import KernelError
 from plait.planner.device_cost import device_block_bytes

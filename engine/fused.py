@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from plait.engine.blockrun import BlockData
-from plait.engine.codegen import Kernel
 from plait.engine.compile import cache_folder
 from plait.engine.devicerun import DeviceRunner
+from plait.engine.kernel import Kernel
 from plait.engine.pool import Seat
 from plait.ops.op import OPS
 from plait.planner.device_cost import fused_targets

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from plait.engine.blockrun import Array, BlockData, BlockResult, Counts
-from plait.engine.codegen import Kernel
+from plait.engine.kernel import Kernel
 from plait.engine.torchmath import (
     TORCH,
     as_float,

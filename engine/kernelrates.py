@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from plait.engine.blockrun import RAW, Array, BlockData, make_runner
-from plait.engine.codegen import Kernel, generate
+from plait.engine.codegen import generate
+from plait.engine.kernel import Kernel
 from plait.engine.orderstat import foresee
 from plait.ops.algebra import below, dot, random_bits, row_rank, total, where
 from plait.ops.op import OPS

@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Hashable, Iterator
 
-from plait.engine.codegen import Kernel, generate
+from plait.engine.codegen import generate
+from plait.engine.kernel import Kernel
 from plait.engine.moments import Prepared
 from plait.planner.plan import Plan
 from plait.planner.program import Program, Stage, probe_stage, scope_of

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from plait.engine.blockrun import Array, BlockRunner, Counts, make_runner
-from plait.engine.codegen import Kernel, generate
+from plait.engine.codegen import generate
 from plait.engine.events import Report, Several
 from plait.engine.finite import Finiteness
 from plait.engine.journal import Found
+from plait.engine.kernel import Kernel
 from plait.engine.lanes import FOR_DISK, Lane
 from plait.engine.orderstat import Statistic
 from plait.engine.pool import DevicePool, take_seat

@@ -18,8 +18,9 @@ import pytest
 
 from plait.engine import compile as compiling
 from plait.engine.blockrun import RAW, BlockData, make_runner
-from plait.engine.codegen import Kernel, generate
+from plait.engine.codegen import generate
 from plait.engine.compile import cache_folder, compile_missing
+from plait.engine.kernel import Kernel
 from plait.ops.algebra import dot
 from plait.ops.errors import KernelError
 from plait.ops.inputs import MergeInputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from plait.cli import main
+from plait.show_diff import aligned, shortened
 from support import tiny
 
 SCHEMA = Path(__file__).parents[1] / "docs" / "inspect.md"
@@ -56,6 +58,35 @@ def test_ranks_are_columns_of_their_own(models: list[str]):
     rows = table(run(math, code, "--base", base, "--rank", "--memory", "64MiB").stdout)
     assert all(len(line) <= 80 for line in rows)
     assert rows[0].endswith("rank A rank B")
+
+
+@pytest.mark.parametrize(
+    ("values", "cells"),
+    [
+        ([0.035, 0.0312, 0.00559], ["0.0350", "0.0312", "0.0056"]),
+        ([0.2, None, 0.0], ["0.200", "-", "0.000"]),
+        ([0.5, 0.0000003], ["0.50000", "3e-07"]),
+        ([12.0, 3.25, math.inf, math.nan], ["12.0", "3.2", "inf", "nan"]),
+        ([1e30, 0.5], ["1e+30", "0.5"]),
+        ([None], ["-"]),
+    ],
+)
+def test_numbers_of_a_column_stand_in_line(values: list[float | None], cells: list[str]):
+    """One number of decimals for a column, and no change is shown as none."""
+    assert aligned(values) == cells
+
+
+def test_a_long_label_loses_its_middle_and_stays_on_its_line(tmp_path: Path):
+    """With ranks at 80 columns there is little room: both ends of a name are kept, and points stand below one another."""
+    assert shortened("input_layernorm", 15) == "input_layernorm"
+    assert shortened("  16 x post_attention_layernorm", 20) == "  16 x po…_layernorm"
+    values = {f"model.layers.{layer}.post_attention_layernorm.weight": np.full(8, 1.0, np.float32) for layer in range(16)}
+    base, math_, code = (str(tiny.write_model(tmp_path / n, {k: v + d for k, v in values.items()})) for n, d in (("base", 0), ("math", 0.25), ("code", 0.5)))
+    rows = table(run(math_, code, "--base", base, "--rank", "--memory", "64MiB").stdout)
+    assert [row.split("  ")[0] for row in rows[1:3]] == ["all", "norm"]
+    assert len(rows) == 4
+    assert re.match(r"  16 x post_\S*…\S*_layernorm  +0\.250 +0\.500 ", rows[3])
+    assert all(len(row) <= 80 for row in rows)
 
 
 def test_two_models_without_a_base(models: list[str]):

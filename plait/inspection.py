@@ -101,6 +101,12 @@ class Inspection:
         """`to_dict` as text."""
         return json.dumps(self.to_dict(tensors=tensors), indent=1, allow_nan=False)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from plait.inspection_page import notebook
+
+        return notebook(self)
+
 
 def inspect(
     path: str | Path,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from plait.ops.errors import CheckpointError
-from plait.page import Block, Column, Facts, LineChart, Mark, Notes, Page, Prose, Section, Series, Table
+from plait.page import Block, Column, Facts, LineChart, Mark, Notes, Page, Prose, Section, Series, Table, fragment
 from plait.planner.sizes import size
 from plait.planner.words import counted, dimensions, duration
 
@@ -39,8 +40,25 @@ def page_text(found: Mapping[str, Any], out: str | os.PathLike[str]) -> str:
     Raises:
         CheckpointError: it is damaged.
     """
-    try:
+    with _whole(out):
         return report_page(found).render()
+
+
+def notebook(found: Mapping[str, Any]) -> str:
+    """A part of the page for notebooks.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    with _whole("the report"):
+        return fragment(f"Report: {found['title']}", [*_verdict(found), _groups(found), *([_slowest(found)] if found["slowest"] else [])])
+
+
+@contextmanager
+def _whole(out: str | os.PathLike[str]) -> Iterator[None]:
+    """Says in a sentence that what is read lacks a part."""
+    try:
+        yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         why = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{os.fspath(out)}: report.json is damaged, or of an older version ({why}); merge again", path=os.fspath(out)) from error

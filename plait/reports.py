@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,40 @@ _PLAIN_LEVELS = " .:-=+*#@"
 _GROUPS, _SLOWEST, _COLUMNS = 12, 5, 60
 
 
-def report(out: str | Path) -> dict[str, Any]:
-    """The report of an output folder, in the form of `docs/report-format.md`.
+class RunReport(dict[str, Any]):
+    """A report as `docs/report-format.md` describes it; a notebook shows it as figures and tables."""
+
+    def to_json(self) -> str:
+        """The report as text."""
+        return json.dumps(self, indent=1)
+
+    def to_text(self, width: int = 80) -> str:
+        """The report as lines of at most `width` columns.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        return to_text(self, width=width)
+
+    def to_html(self) -> str:
+        """One page that needs nothing else.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        from plait.report_page import page_text
+
+        return page_text(self, "the report")
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from plait.report_page import notebook
+
+        return notebook(self)
+
+
+def report(out: str | Path) -> RunReport:
+    """The report of an output folder: a dictionary in the form of `docs/report-format.md`.
 
     Args:
         out: folder that `plait merge` wrote.
@@ -37,7 +70,7 @@ def report(out: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a report of plait; give the folder of an output", path=str(path))
     if found.get("version") != VERSION:
         raise CheckpointError(f"{path} is of version {found.get('version')!r} and this plait reads {VERSION}; use the plait that wrote it", path=str(path))
-    return found
+    return RunReport(found)
 
 
 def to_text(found: Mapping[str, Any], out: str | os.PathLike[str] = "", *, width: int = 80, unicode: bool = True) -> str:

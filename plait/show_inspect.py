@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from plait.inspection import Inspection, Scan
 
 _TIED = {True: "the configuration ties input and output embeddings", False: "input and output embeddings are not tied"}
-_ODD = {
+#: Kinds of oddities, in words.
+ODD = {
     "integer": "integer tensors",
     "quantised": "quantised tensors",
     "empty": "tensors without elements",
@@ -108,7 +109,7 @@ def _kinds(summary: dict[str, Any]) -> Table:
 
 def _odd(console: Console, odd: dict[str, list[str]]) -> None:
     for kind, names in odd.items():
-        console.print(f"odd: {_ODD[kind]}: {_some(names)}", markup=False, soft_wrap=True)
+        console.print(f"odd: {ODD[kind]}: {_some(names)}", markup=False, soft_wrap=True)
 
 
 def _some(names: Iterable[str]) -> str:

@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 REPO = Path(__file__).parents[1]
-sys.path[:0] = [str(REPO / "benchmarks"), str(REPO / "tests")]
+sys.path[:0] = [str(REPO / "benchmarks"), str(REPO / "tests"), str(REPO / "scripts")]
 
-import numpy as np  # noqa: E402
+from example_models import write_models  # noqa: E402
 from make_checkpoint import PRESETS, make_set  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.text import Text  # noqa: E402
 
-from support import tiny  # noqa: E402
 from support.browser import Browser, found, running  # noqa: E402
 
 IMAGES = REPO / "docs" / "images"
@@ -132,30 +131,9 @@ PAGES = (
 
 
 def family(folder: Path) -> None:
-    """A base of 16 layers and two changes of it: `math` grows towards the end, `code` is strongest in the middle, and they share a direction."""
-    random = np.random.default_rng(1)
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (1000, 192)}
-    kinds = {"self_attn.q_proj": (192, 192), "self_attn.k_proj": (64, 192), "self_attn.v_proj": (64, 192), "self_attn.o_proj": (192, 192)}
-    kinds |= {
-        "mlp.gate_proj": (512, 192),
-        "mlp.up_proj": (512, 192),
-        "mlp.down_proj": (192, 512),
-        "input_layernorm": (192,),
-        "post_attention_layernorm": (192,),
-    }
-    shapes |= {f"model.layers.{layer}.{kind}.weight": shape for layer in range(16) for kind, shape in kinds.items()}
-    shapes |= {"model.norm.weight": (192,), "lm_head.weight": (1000, 192)}
-    base = {name: (random.standard_normal(shape) / 20).astype(np.float32) for name, shape in shapes.items()}
-    experts: dict[str, dict[str, np.ndarray]] = {"math": {}, "code": {}}
-    for name, values in base.items():
-        layer = int(name.split(".")[2]) if ".layers." in name else 8
-        shared, of_kind = random.standard_normal(values.shape), 2.0 if "mlp" in name else 0.3 if "norm" in name else 1.0
-        for expert, strength in (("math", 0.3 + layer / 8), ("code", 2.2 - abs(layer - 7) / 4)):
-            own = random.standard_normal(values.shape) * (random.random(values.shape) < 0.4)
-            experts[expert][name] = (values + 0.001 * of_kind * strength * (own + (0.35 if "attn" in name else 0.1) * shared)).astype(np.float32)
-    for model, tensors in {"base": base, **experts}.items():
-        tiny.write_model(folder / model, tensors, config={"num_hidden_layers": 16})
-    entries = [{"model": expert, "parameters": {"weight": 0.5, "density": 0.3}} for expert in experts]
+    """The models of the guide, and a recipe for them."""
+    write_models(folder)
+    entries = [{"model": expert, "parameters": {"weight": 0.5, "density": 0.3}} for expert in ("math", "code")]
     (folder / "ties-small.yml").write_text(json.dumps({"merge_method": "ties", "base_model": "base", "models": entries, "dtype": "bfloat16"}))
 
 

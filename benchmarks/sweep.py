@@ -4,9 +4,8 @@
     python benchmarks/sweep.py --layers 8 --values 10
 
 Ten merges that differ in lambda alone, as whole processes with compiled kernels and a warm page cache, share a result cache (`--cache`). The
-first fills it. The sweep is compared with writing as many outputs: the floor that reads what a plan without decompositions reads (the base)
-once and writes the output durably (`floor.py`), started as a process of its own each time, as a merge is. Exits 1 when the ten merges over a
-warm cache take more than 1.5 times as long as writing ten outputs, start-up of plait included on both sides.
+first fills it. The sweep is compared with writing as many outputs: as many passthrough merges of the base, which copy its bytes and make them
+durable, in turns with those of the sweep. Exits 1 when the sweep takes more than 1.5 times as long.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ def report(args: argparse.Namespace, cold: Measured, without: Measured, warm_run
     notes = [
         f"the cache holds {cached / 1e6:.0f} MB",
         verdict,
-        "writing is a passthrough merge of the base: a copy in the kernel, durable",
+        "writing: passthrough merges of the base, durable copies in the kernel",
         machine.line(facts),
     ]
     title = f"TSV-M of base + {args.experts}, {args.layers} layers of 2048 columns, {args.values} values of lambda"

@@ -16,7 +16,7 @@ from plait.planner.pools import peak_reason, pools
 from plait.planner.program import Program
 from plait.planner.residency import slab_bytes
 from plait.planner.savings import savings
-from plait.planner.sizes import size
+from plait.planner.sizes import enough, size
 from plait.planner.timeline import timeline
 from plait.planner.whatif import WhatIf, what_if
 from plait.planner.wholework import WholeWork, whole_work
@@ -59,7 +59,7 @@ def _facts(plan: Plan) -> Facts:
     extra = f"{size(p.bytes_read_extra)} more at most; " if p.bytes_read_extra else ""
     items = [
         ("Peak memory", size(p.peak_bytes), f"{parts}; budget {size(plan.budget_bytes)}"),
-        ("Smallest budget", size(p.minimum_bytes), "that works; the output is the same"),
+        ("Smallest budget", enough(p.minimum_bytes), "that works; the output is the same"),
         ("Time", duration(p.seconds), f"most of it {longest[0]}, {duration(longest[1])}{first}"),
         ("Read", size(p.bytes_read), f"{extra}every input at most {times(p.passes)}"),
         ("Written", size(p.bytes_written), f"{size(p.bytes_copied)} of it copied undecoded" if p.bytes_copied else "computed and rounded once"),
@@ -140,7 +140,7 @@ def _budgets(plan: Plan) -> list[Block]:
     )
     series = [Series("time", [w.seconds for w in rows], "seconds", points=True), Series("read", [w.bytes_read for w in rows], "bytes", points=True)]
     least, most = rows[0], rows[-1]
-    summary = f"{duration(least.seconds)} in {size(least.budget_bytes)}, {duration(most.seconds)} in {size(most.budget_bytes)}; the output is the same."
+    summary = f"{duration(least.seconds)} in {enough(least.budget_bytes)}, {duration(most.seconds)} in {size(most.budget_bytes)}; the output is the same."
     labels = [word or counted(w.workers, "worker") for w, word in zip(rows, words, strict=True)]
     x = [w.budget_bytes for w in rows]
     chart = LineChart("Time and reading by budget", summary, x, series, "budget", "bytes", labels=labels, label_name="", log_x=True, height=220)

@@ -13,6 +13,7 @@ from plait.ops.method import Method
 from plait.planner.explain import duration
 from plait.planner.plan import Plan
 from plait.planner.schedule import size
+from plait.planner.sizes import enough
 
 
 def by_family(methods: list[Method]) -> list[tuple[str, list[Method]]]:
@@ -81,6 +82,6 @@ def show_cost(plan: Plan, model: str, count: int) -> None:
     console.print(f"\non {model}, with {count} experts of its shapes (headers alone were read):", markup=False, soft_wrap=True)
     console.print(f"  reads {size(p.bytes_read)} in {p.passes} pass{'es' if p.passes != 1 else ''}, writes {size(p.bytes_written)}", markup=False)
     console.print(f"  about {duration(p.seconds)}" + ("" if plan.timing.measured else " by default rates; `plait bench machine` measures yours"), markup=False)
-    console.print(f"  peak memory {size(p.peak_bytes)} of {size(plan.budget_bytes)}; {size(p.minimum_bytes)} would do", markup=False)
+    console.print(f"  peak memory {size(p.peak_bytes)} of {size(plan.budget_bytes)}; {enough(p.minimum_bytes)} would do", markup=False)
     for note in plan.notes:
         console.print(f"  {note}", markup=False)

@@ -21,6 +21,7 @@ from plait.planner.program import Program
 from plait.planner.residency import KEPT, NO_ROOM, slab_bytes
 from plait.planner.savings import savings
 from plait.planner.schedule import size
+from plait.planner.sizes import enough
 from plait.planner.treeline import Line, headed
 from plait.planner.whatif import WhatIf, what_if
 from plait.planner.wholework import WholeWork, whole_work
@@ -83,7 +84,7 @@ def _memory(plan: Plan) -> list[str]:
     p = plan.prediction
     host, *gpus = pools(plan)
     lines = [
-        f"peak memory  {size(p.peak_bytes)} of {size(plan.budget_bytes)} (smallest budget that works: {size(p.minimum_bytes)})",
+        f"peak memory  {size(p.peak_bytes)} of {size(plan.budget_bytes)} (smallest budget that works: {enough(p.minimum_bytes)})",
         f"             {size(p.runtime_bytes)} program + {counted(plan.workers, 'worker')} x {size(p.worker_bytes + p.slab_bytes)} buffers"
         f" + {size(p.state_bytes)} held",
     ]
@@ -200,7 +201,7 @@ def _outcome(row: WhatIf) -> tuple[object, ...]:
 def _budget(row: WhatIf, plenty: int) -> tuple[str, ...]:
     marks = [word for word, holds in (("yours", row.asked), ("least", row.smallest), ("enough", row.budget_bytes == plenty)) if holds]
     figures = (str(row.workers), size(row.bytes_read), str(row.passes), str(row.kept or "-"), duration(row.seconds))
-    return (size(row.budget_bytes), size(row.peak_bytes), *figures, ", ".join(marks))
+    return (enough(row.budget_bytes), size(row.peak_bytes), *figures, ", ".join(marks))
 
 
 # -- inputs, passes, whole ops ---------------------------------------------------------------------

@@ -9,7 +9,7 @@ from plait.planner.cost import output_bytes
 from plait.planner.grouping import groups
 from plait.planner.header_text import printable
 from plait.planner.plan import Plan
-from plait.planner.sizes import size
+from plait.planner.sizes import enough, size
 from plait.planner.words import dimensions, duration, times
 
 #: Groups of outputs that are listed.
@@ -21,7 +21,7 @@ def plan_html(plan: Plan) -> str:
     p = plan.prediction
     figures = [
         ("peak memory", f"{size(p.peak_bytes)} of {size(plan.budget_bytes)}" + (f", set by {p.peak_task}" if p.peak_task else "")),
-        ("smallest budget", size(p.minimum_bytes)),
+        ("smallest budget", enough(p.minimum_bytes)),
         ("time", f"about {duration(p.seconds)}"),
         ("reads", f"{size(p.bytes_read)}, every input at most {times(p.passes)}"),
         ("writes", size(p.bytes_written)),

@@ -7,13 +7,26 @@ from typing import Any
 MIB = 1 << 20
 
 
+_UNITS = (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
+
+
 def size(nbytes: float) -> str:
     """Bytes for people: `512 MiB`, `1.5 GiB`."""
-    for unit, scale in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+    for unit, scale in _UNITS:
         if nbytes >= scale:
             value = nbytes / scale
             return f"{value:.0f} {unit}" if value >= 100 or value == int(value) else f"{value:.1f} {unit}"
     return f"{int(nbytes)} B"
+
+
+def enough(nbytes: int) -> str:
+    """The same, never less than the bytes: what a budget has to be to hold them."""
+    for unit, scale in _UNITS:
+        if nbytes >= scale:
+            steps = 1 if nbytes >= 100 * scale else 10
+            value = -(-nbytes * steps // scale) / steps
+            return f"{value:.0f} {unit}" if value >= 100 or value == int(value) else f"{value:.1f} {unit}"
+    return f"{nbytes} B"
 
 
 def size_up(nbytes: int) -> str:

@@ -19,6 +19,7 @@ from plait.planner.program import scope_of
 from plait.planner.rates import Rates
 from plait.planner.residency import ASKED, CHEAPER, KEPT, NO_ROOM, ONCE
 from plait.planner.schedule import MIB, WINDOW, parse_size, size, size_up, slab_bytes, stage_sweeps, worker_bytes
+from plait.planner.sizes import enough
 from support import tiny
 
 NAMES = list(tiny.recipes([Path("b"), Path("x"), Path("y")]))
@@ -230,8 +231,9 @@ def test_what_is_no_size_is_refused(text: str):
 
 @given(st.integers(0, 1 << 45))
 def test_a_rounded_up_size_is_enough(nbytes: int):
-    """The size that errors advise, read again, covers the need with less than one MiB to spare."""
+    """The size that errors advise, read again, covers the need with less than one MiB to spare; so does the smallest budget of a plan, within a tenth."""
     assert 0 <= parse_size(size_up(nbytes)) - nbytes < MIB
+    assert nbytes <= parse_size(enough(nbytes)) <= 1.1 * nbytes
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from plait.planner import blocks
 from plait.planner.explain import groups, to_text
 from plait.planner.plan import Plan
 from plait.planner.schedule import size
+from plait.planner.sizes import enough
 from support import tiny
 
 NAMES = list(tiny.recipes([Path("b"), Path("x"), Path("y")]))
@@ -42,7 +43,7 @@ def test_the_main_figures_are_there(name: str, width: int, plans: dict[str, Plan
     p, said = plan.prediction, flat(text)
     assert said.startswith(plan.title)
     assert plan.fingerprint[:12] in said
-    assert f"peak memory {size(p.peak_bytes)} of 96 MiB (smallest budget that works: {size(p.minimum_bytes)})" in said
+    assert f"peak memory {size(p.peak_bytes)} of 96 MiB (smallest budget that works: {enough(p.minimum_bytes)})" in said
     assert f"reads {size(p.bytes_read)}" in said
     assert f"writes {size(p.bytes_written)}" in said
     assert "runs on 2 workers" in said

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plait.engine.blockrun import Array
+from plait.ops.errors import KernelError
 from plait.planner.types import Layout, SideFile
 
 
@@ -42,7 +43,7 @@ class Numbers:
 
     def copy(self, shard: int, offset: int, source_fd: int, source_offset: int, nbytes: int, see: Callable[[Array], None] | None = None) -> None:
         """Stored tensors are no numbers."""
-        raise NotImplementedError("a plan of numbers copies no tensors")
+        raise KernelError("a stored tensor was to be copied into a table of numbers, which no plan asks for; please report this with the command")
 
     def publish(self, extra_side_files: Sequence[SideFile] = ()) -> None:
         """Nothing to make visible."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from plait.engine.machine import cores
+from plait.engine.surroundings import processor
 from plait.planner.rates import DEFAULT_RATES, Rates
 
 VERSION = 1
@@ -25,18 +25,7 @@ def rates_path() -> Path:
 
 def describe_machine() -> dict[str, Any]:
     """What rates depend on: processor and cores."""
-    return {"cpu": _cpu_model(), "cores": cores()}
-
-
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("model name", "Hardware"):
-                return value.strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return {"cpu": processor(), "cores": cores()}
 
 
 def load_rates(path: Path | None = None) -> tuple[Rates, list[str]]:

@@ -194,6 +194,7 @@ def test_a_second_guess_is_put_right_by_the_count(seed: int, density: str):
         assert guess.bucket == right[0] >> 16
         return
     assert statistic.guess_again()
+    assert (statistic.bucket > guess.bucket) == (right[0] >> 16 > guess.bucket), "the exact counts tell the direction"
     assert abs(statistic.bucket - (right[0] >> 16)) <= 2 * abs(guess.bucket - (right[0] >> 16)) + 1
     statistic.add(0, count(x, statistic.bucket))
     if statistic.foreseen():

@@ -208,7 +208,7 @@ def test_other_input_is_refused():
     [
         (1024, 4096, "numerical"),
         pytest.param(2048, 2048, "numerical", marks=pytest.mark.slow),
-        (512, 2048, "full"),
+        (768, 3072, "full"),
     ],
 )
 def test_measured_memory_is_within_the_declared_workspace_and_near_it(m, n, policy):

@@ -15,7 +15,7 @@ import numpy as np
 
 from plait.engine.blockrun import RAW, BlockData, make_runner
 from plait.engine.codegen import generate
-from plait.engine.orderstat import foresee
+from plait.engine.foresight import Sampled
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import methods
 from plait.ops.tensor import load
@@ -64,14 +64,13 @@ def small(node: Node) -> Any:
 def nanoseconds(program: Program, stage: Stage, models: list[np.ndarray]) -> float:
     """Processor time of one stage, for one element."""
     kernel = generate(program, stage)
-    digits = foresee(as_float(models[1]) - as_float(models[0]), "top 0.2")
+    window = Sampled(as_float(models[1]) - as_float(models[0])).guess("top 0.2").window
     smalls = {i: small(n) for i, n in enumerate(program.nodes) if n.space == "small"}
     loads = [models[int(program.nodes[i].param("slot"))] for i in stage.loads]
     out = np.empty(N, RAW[program.dtype]) if stage.store else None
     keeps = [np.empty(N, np.float32) for _ in stage.keeps]
     data = BlockData(N, 0, loads, [], out, keeps, smalls, [(1, 2, 3, i) for i in kernel.streams], [])
-    data.buckets = [digits[0] for _ in kernel.selects]
-    data.heavies = [digits[1] for _ in kernel.selects]
+    data.windows = [window for _ in kernel.selects]
     runner = make_runner(program, stage, "numba", kernel)
     runner.run(data)
     times = []

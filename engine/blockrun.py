@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from plait.engine.codegen import generate
 from plait.engine.kernel import Kernel
-from plait.planner.blocks import BLOCK, CHUNK, COARSE, FINE, RANK_COUNTS, SEARCH_PIECE, SPARSE_LIMIT, block_elements
+from plait.ops.kernels.select import SCAN
+from plait.planner.blocks import BLOCK, CHUNK, COARSE, RANK_COUNTS, SEARCH_PIECE, SPAN, SPARSE_LIMIT, block_elements
 from plait.planner.program import Program, Stage
 
 if TYPE_CHECKING:
@@ -20,6 +21,24 @@ Array = npt.NDArray[Any]
 #: Elements of a block whose 16-bit words, a sum in 2036 of them, can be added up in 32 bits.
 _MOST_SUMMED = 2036 << 16
 RAW: dict[str, np.dtype[Any]] = {"BF16": np.dtype(np.uint16), "F16": np.dtype(np.uint16), "F32": np.dtype(np.float32)}
+
+
+class Window(NamedTuple):
+    """What is counted for an order statistic: how often each key of a window occurs, and what lies above it.
+
+    Attributes:
+        low: the first key of the window; -1 counts the coarse digits of all keys instead.
+        width: keys of the window; it ends below 2^31.
+        heavy: place in it of a key that most elements there are thought to have, or -1; it decides the speed alone.
+    """
+
+    low: int = -1
+    width: int = SPAN
+    heavy: int = -1
+
+
+#: Nothing is counted.
+IDLE = Window(low=-2)
 
 
 @dataclass(slots=True)
@@ -35,8 +54,7 @@ class BlockData:
         keeps: float32 destinations of `Stage.keeps`.
         smalls: value of every small node that the stage uses, by node.
         streams: `(key0, key1, word2, word3)` of each random node.
-        buckets: for each order statistic the coarse digit to look into, -1 to count coarse digits, -2 to count nothing.
-        heavies: for each order statistic a fine digit that most of the bucket is thought to have, or -1; it decides the speed alone.
+        windows: for each order statistic what is counted.
     """
 
     n: int
@@ -47,8 +65,7 @@ class BlockData:
     keeps: list[Array]
     smalls: dict[int, Any]
     streams: list[tuple[int, int, int, int]]
-    buckets: list[int]
-    heavies: list[int] = field(default_factory=list)
+    windows: list[Window]
 
 
 @dataclass(slots=True)
@@ -56,15 +73,17 @@ class Counts:
     """What one block adds to an order statistic.
 
     Attributes:
-        above: elements above the coarse digit that was looked into.
-        places, fine: fine digits that occur in it, and how often.
-        marks: how often the heavy digit occurs up to the end of each piece of the block, where that was counted.
+        above: elements above the window that was looked into.
+        places, fine: places in it whose keys occur, and how often, where these are few.
+        dense: how often each key of the window occurs, where these are many; valid until the worker's next block.
+        marks: how often the heavy key occurs up to the end of each piece of the block, where that was counted.
         coarse: histogram of the coarse digits, where those were counted; valid until the worker's next block.
     """
 
     above: int = 0
     places: Array | None = None
     fine: Array | None = None
+    dense: Array | None = None
     marks: Array | None = None
     coarse: Array | None = None
 
@@ -163,9 +182,9 @@ class CompiledRunner:
         self.fixed += [array for array in (self.columns, self.rows) if array is not None]
         if kernel.selects:
             count = len(kernel.selects)
-            self.coarse, self.fine = carve((count, COARSE), np.int64), carve((count, FINE), np.int32)
-            self.bucket, self.heavy, self.above = (carve((count,), np.int64) for _ in range(3))
-            self.fixed += [self.coarse, self.bucket, self.heavy, self.fine, self.above]
+            self.coarse, self.fine, self.used = carve((count, COARSE), np.int64), carve((count, SPAN), np.int32), carve((count, SPAN // SCAN), np.uint8)
+            self.low, self.width, self.heavy, self.above = (carve((count,), np.int64) for _ in range(4))
+            self.fixed += [self.coarse, self.low, self.width, self.heavy, self.fine, self.used, self.above]
             self.found, self.places, self.times = carve((count,), np.int64), carve((count, SPARSE_LIMIT), np.uint32), carve((count, SPARSE_LIMIT), np.int64)
             self.marks = carve((count, BLOCK // SEARCH_PIECE), np.int32)
             self.fixed += [self.found, self.places, self.times, self.marks]
@@ -188,8 +207,7 @@ class CompiledRunner:
             self.scalars[slot] = data.smalls[node]
         streams = np.array(data.streams or [(0, 0, 0, 0)], np.uint32)
         if k.selects:
-            self._clear(data.buckets)
-            self.heavy[:] = data.heavies or -1
+            self._clear(data.windows)
         tables = [np.ascontiguousarray(data.smalls[i], np.float64) for i in k.tables]
         out = [] if data.out is None else [data.out]
         row = self.stage.row_length or data.n
@@ -198,30 +216,30 @@ class CompiledRunner:
         status = self.function(self._unused, self._unused, data.n, data.start, row, *pointers, *self._fixed)
         if status:
             raise RuntimeError(f"the compiled kernel {k.key} ended with status {status}; please report this")
-        counts = [self._counts(i, bucket, data.n) for i, bucket in enumerate(data.buckets)] if k.selects else []
+        counts = [self._counts(i, window.low, data.n) for i, window in enumerate(data.windows)] if k.selects else []
         columns = [] if self.columns is None else list(self.columns)
         count = data.n // row
         rows = [] if self.rows is None else [self.rows[i * count : (i + 1) * count] for i in range(len(k.gathered))]
         words = self.words if data.n <= _MOST_SUMMED else None
         return BlockResult(self.facc[: len(k.sums)].tolist(), counts, self.peaks[: len(k.checked) + self.stage.store].tolist(), columns, rows, words)
 
-    def _clear(self, buckets: list[int]) -> None:
-        self.bucket[:] = buckets
+    def _clear(self, windows: list[Window]) -> None:
         self.above[:] = 0
-        for i, bucket in enumerate(buckets):
-            if bucket == -1:
+        self.used[:] = 0
+        for i, window in enumerate(windows):
+            self.low[i], self.width[i], self.heavy[i] = window
+            if window.low == -1:
                 self.coarse[i] = 0
-            elif bucket >= 0:
-                self.fine[i] = 0
+            elif window.low >= 0:
+                self.fine[i, : window.width] = 0
 
-    def _counts(self, i: int, bucket: int, n: int) -> Counts:
-        if bucket == -1:
+    def _counts(self, i: int, low: int, n: int) -> Counts:
+        if low == -1:
             return Counts(coarse=self.coarse[i])
-        if bucket < 0:
+        if low < 0:
             return Counts()
         found = int(self.found[i])
         if found <= SPARSE_LIMIT:
             marks = None if self.stage.row_length or self.heavy[i] < 0 else self.marks[i, : -(-n // SEARCH_PIECE)].copy()
-            return Counts(int(self.above[i]), self.places[i, :found].astype(np.int64), self.times[i, :found].copy(), marks)
-        places = np.flatnonzero(self.fine[i])
-        return Counts(int(self.above[i]), places, self.fine[i][places].astype(np.int64))
+            return Counts(int(self.above[i]), self.places[i, :found].astype(np.int64), self.times[i, :found].copy(), marks=marks)
+        return Counts(int(self.above[i]), dense=self.fine[i, : int(self.width[i])])

@@ -19,8 +19,9 @@ from hashlib import blake2b
 
 from plait.engine.foldgen import fold_lines, only_folds
 from plait.engine.kernel import PRELUDE, Kernel
+from plait.ops.kernels.select import SCAN
 from plait.ops.op import NUMBER_FOLDS, OPS
-from plait.planner.blocks import BLOCK, CHECKED_COLUMNS, CHUNK, COARSE, FINE, SEARCH_PIECE, SPARSE_LIMIT, checked_loads
+from plait.planner.blocks import BLOCK, CHECKED_COLUMNS, CHUNK, COARSE, SEARCH_PIECE, SPAN, SPARSE_LIMIT, checked_loads
 from plait.planner.program import Node, Program, Stage, data_inputs
 
 _LOADS = {"BF16": ("uint16", "load_bf16({})"), "F16": ("uint16", "load_f16({})"), "F32": ("float32", "{}")}
@@ -116,8 +117,8 @@ class _Generator:
         lines += _indent(body, 1) if folds else ["    for r in range(n // row):", "        base = r * row", *_indent(body, 2)]
         for number in range(len(k.selects)):
             lines += [
-                f"    if bucket[{number}] >= 0:",
-                f"        found[{number}] = harvest(fine[{number}], places[{number}], times[{number}], int64({SPARSE_LIMIT}))",
+                f"    if low[{number}] >= 0:",
+                f"        found[{number}] = harvest(fine[{number}], used[{number}], places[{number}], times[{number}], int64({SPARSE_LIMIT}))",
             ]
         k.source = "\n".join(lines) + "\n"
         k.key = blake2b(k.source.encode(), digest_size=12).hexdigest()
@@ -143,9 +144,11 @@ class _Generator:
         if self.kernel.selects:
             arguments += [
                 ("coarse", "int64", COARSE),
-                ("bucket", "int64", None),
+                ("low", "int64", None),
+                ("width", "int64", None),
                 ("heavy", "int64", None),
-                ("fine", "int32", FINE),
+                ("fine", "int32", SPAN),
+                ("used", "uint8", SPAN // SCAN),
                 ("above", "int64", None),
             ]
             arguments += [
@@ -191,7 +194,8 @@ class _Generator:
             lines.append(f"    accumulate_columns(cols[{self.kernel.columns.index(i)}], {x}, {y}, c, m)")
         for i in selected:
             k = self.kernel.selects.index(i)
-            lines.append(f"    above[{k}] += count_digits(F[{scratch[self.nodes[i].inputs[0]]}], m, bucket[{k}], heavy[{k}], coarse[{k}], fine[{k}])")
+            what = f"low[{k}], width[{k}], heavy[{k}], coarse[{k}], fine[{k}], used[{k}]"
+            lines.append(f"    above[{k}] += count_keys(F[{scratch[self.nodes[i].inputs[0]]}], m, {what})")
             if not self.stage.row_length:  # pieces of a block are counted apart, to find the last tie that is kept sooner
                 lines.append(f"    marks[{k}, p >> {SEARCH_PIECE.bit_length() - 1}] = fine[{k}, max(heavy[{k}], int64(0))]")
         for i in ranked:

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from plait.engine.blockrun import RAW, Array, BlockData
+from plait.engine.foresight import Guess
 from plait.engine.looking import Looking
-from plait.engine.orderstat import NO_LIMIT, Guess, Statistic
+from plait.engine.orderstat import NO_LIMIT, Statistic
 from plait.engine.passes import BlockPass, CopyPass, FillPass, Pass
 from plait.engine.reuse import Recalled, Spoiled
 from plait.engine.smalls import SmallValues
@@ -197,7 +198,7 @@ class ComponentRun:
         self.smalls.values.update(main.row_values)
 
     def _count_again(self, stage: Stage, missed: list[int]) -> Iterator[Pass]:
-        """More passes for the order statistics whose digit was not foreseen: one with a better guess, two where that is wrong too."""
+        """More passes for the order statistics whose place was not foreseen: one with a better guess, two where that is wrong too."""
         if not missed:
             return
         self.host.count_recounts(len(missed))
@@ -207,7 +208,7 @@ class ComponentRun:
             missed = [i for i in missed if not self.local[i].foreseen()]
         if not missed:
             return
-        wrong = [i for i in missed if self.local[i].bucket >= 0]
+        wrong = [i for i in missed if self.local[i].window.low >= 0]
         for i in wrong:
             self.local[i].start_over()
         if wrong:
@@ -239,7 +240,7 @@ class ComponentRun:
 
     def _scope_guess(self, i: int) -> Guess:
         statistic = self.host.statistics[scope_of(self.program.nodes[i])]
-        return Guess(statistic.bucket, statistic.heavy)
+        return Guess(statistic.window)
 
     def _hand_up(self, folds: list[int], *, recounting: bool = False) -> None:
         """Add this tensor's counts to the model-wide statistics."""

@@ -206,7 +206,7 @@ class Report:
         leased_peak_bytes: most that the ledger had leased at once.
         private_peak_bytes: most private memory seen, above what the process had before; 0 where the system does not say.
         off: predictions that were wrong by more than the tolerances of `engine/verdict.py`, a sentence each.
-        recounted: order statistics whose digit had not been foreseen.
+        recounted: order statistics whose place had not been foreseen.
         gpu_retries: tasks that a GPU had no memory for and that were done again, there or on the CPU.
         nonfinite_inputs: values that are infinite or NaN, by file and tensor, where they are allowed.
         nonfinite_outputs: by tensor, how many values of the output are, and how many of them were numbers before rounding to its dtype.

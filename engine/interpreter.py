@@ -11,20 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from plait.engine.blockrun import Array, BlockData, BlockResult, Counts
+from plait.engine.blockrun import Array, BlockData, BlockResult, Counts, Window
 from plait.engine.kernel import Kernel
+from plait.engine.orderstat import few_or_dense
 from plait.engine.torchmath import (
     TORCH,
     as_float,
     coarse_counts,
     column_dots,
-    fine_counts,
     from_bits,
     magnitude_keys,
     random_words,
     row_ranks,
     row_sums,
     to_bits,
+    window_counts,
 )
 from plait.ops.op import OPS
 from plait.planner.device_cost import block_steps
@@ -50,7 +51,7 @@ class Interpreter:
             self.give(as_float(values[i]).reshape(-1), keep)
         if data.out is not None:
             self.give(to_bits(as_float(values[self.program.root]), self.program.dtype), data.out)
-        counts = [self._counts(i, b, values) for i, b in zip(self.kernel.selects, data.buckets, strict=False)]
+        counts = [self._counts(i, window, values) for i, window in zip(self.kernel.selects, data.windows, strict=False)]
         inputs = {i: [as_float(values[j]) for j in self.program.nodes[i].inputs] for i in self.kernel.columns}
         columns = [column_dots(x, y).cpu().numpy() for x, y in inputs.values()]
         rows = [values[self.program.nodes[i].inputs[0]].reshape(-1).cpu().numpy() for i in self.kernel.gathered]
@@ -160,13 +161,11 @@ class Interpreter:
             sums.append(total)
         return sums
 
-    def _counts(self, i: int, bucket: int, values: dict[int, Any]) -> Counts:
-        if bucket < -1:
+    def _counts(self, i: int, window: Window, values: dict[int, Any]) -> Counts:
+        if window.low < -1:
             return Counts()
         keys = magnitude_keys(as_float(values[self.program.nodes[i].inputs[0]]))
-        if bucket == -1:
+        if window.low == -1:
             return Counts(coarse=coarse_counts(keys).cpu().numpy())
-        above, fine = fine_counts(keys, bucket)
-        counted = fine.cpu().numpy()
-        places = np.flatnonzero(counted)
-        return Counts(int(above), places, counted[places])
+        above, fine = window_counts(keys, window.low, window.width)
+        return few_or_dense(int(above), fine.cpu().numpy())

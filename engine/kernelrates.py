@@ -14,8 +14,8 @@ import numpy as np
 
 from plait.engine.blockrun import RAW, Array, BlockData, make_runner
 from plait.engine.codegen import generate
+from plait.engine.foresight import Sampled
 from plait.engine.kernel import Kernel
-from plait.engine.orderstat import foresee
 from plait.ops.algebra import below, dot, random_bits, row_rank, total, where
 from plait.ops.op import OPS
 from plait.ops.order import top
@@ -143,8 +143,8 @@ def _block_call(program: Program, kernel: Kernel, elements: int, seed: int) -> C
     smalls = {i: _small(n) for i, n in enumerate(program.nodes) if n.space == "small"}
     streams = [(1, 2, 3, i) for i in kernel.streams]
     data = BlockData(elements, 0, loads, [], out, keeps, smalls, streams, [])
-    bucket, heavy, *_ = foresee(_values(models[1]) - _values(models[0]), "top 0.2")
-    data.buckets, data.heavies = [bucket for _ in kernel.selects], [heavy for _ in kernel.selects]
+    window = Sampled(_values(models[1]) - _values(models[0])).guess("top 0.2").window
+    data.windows = [window for _ in kernel.selects]
     runner = make_runner(program, stage, "numba", kernel)
     return lambda: runner.run(data)
 

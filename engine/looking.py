@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from plait.engine.blockrun import RAW, Array, BlockData
-from plait.engine.orderstat import Guess, Threshold, foresee, settled, tie_limit
+from plait.engine.foresight import Guess, Sampled
+from plait.engine.orderstat import Threshold, settled, tie_limit
 from plait.engine.prepare import looked_at, probe_key
 from plait.engine.worker import Worker
 from plait.ops.kernels.select import keys as magnitudes
-from plait.planner.blocks import SAMPLE_PIECE, SAMPLE_PIECES, sample_starts, search_elements
+from plait.planner.blocks import SAMPLE_PIECE, SAMPLE_PIECES, sample_pieces, sample_starts, search_elements
 from plait.planner.optimisations import FORESIGHT
 from plait.planner.program import Stage, probe_stage, scope_of
 
@@ -38,9 +39,10 @@ class Looking:
             return {}
         if FORESIGHT in self.run.host.plan.without:
             return dict.fromkeys(selects, Guess())
-        sample = self.sample(stage, selects, SAMPLE_PIECES)
-        nodes = [self.program.nodes[i] for i in selects]
-        return {i: foresee(x, str(n.param("rank")), nonzero=len(n.inputs) > 1) for i, n, x in zip(selects, nodes, sample, strict=True)}
+        nodes = self.program.nodes
+        found = self._sample(stage, selects, sample_pieces(self.program, stage), SAMPLE_PIECE)
+        sampled = {node: Sampled(values) for node, values in found.items()}
+        return {i: sampled[nodes[i].inputs[0]].guess(str(nodes[i].param("rank")), nonzero=len(nodes[i].inputs) > 1) for i in selects}
 
     def settle(self, stage: Stage, selects: list[int]) -> dict[int, Array]:
         """Thresholds and tie limits of a small tensor, straight from its values."""

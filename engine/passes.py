@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from plait.engine.blockrun import RAW, Array, BlockResult, BlockRunner
+from plait.engine.blockrun import IDLE, RAW, Array, BlockResult, BlockRunner
 from plait.engine.checksum import digest_of
 from plait.engine.finite import first_not_finite
 from plait.engine.worker import Host, Worker
@@ -131,8 +131,7 @@ class BlockPass:
         out = worker.output(n * itemsize, offset, itemsize).view(RAW[program.dtype]) if self.stage.store else None
         keeps = [owner.tensors[i][first : first + n] for i in self.stage.keeps]
         data = owner.block_data(worker, self.stage, first, n, out, keeps)
-        data.buckets = [owner.local[i].bucket if i in owner.local and (not self.count_only or i in self.count_only) else -2 for i in self.selects]
-        data.heavies = [owner.local[i].heavy if i in owner.local else -1 for i in self.selects]
+        data.windows = [owner.local[i].window if i in owner.local and (not self.count_only or i in self.count_only) else IDLE for i in self.selects]
         runner = worker.runner(owner.component.program, self.stage, self.stage.folds)
         result = runner.run(data)
         self._collect(unit, result)

@@ -10,7 +10,8 @@ import numpy as np
 from plait.engine.blockrun import Array
 from plait.engine.component import ComponentRun
 from plait.engine.faults import named
-from plait.engine.orderstat import NO_LIMIT, Guess, Threshold, foresee
+from plait.engine.foresight import Guess, Sampled
+from plait.engine.orderstat import NO_LIMIT, Threshold
 from plait.engine.smalls import added_up
 from plait.ops.errors import KernelError
 from plait.planner.blocks import SCOPE_PIECE, SCOPE_PIECES
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def foresee_scopes(run: Run, sweep: int) -> None:
-    """Judge the digits of the model-wide thresholds that end with a sweep by a sample of every tensor that adds to them in it."""
+    """Judge the places of the model-wide thresholds that end with a sweep by a sample of every tensor that adds to them in it."""
     host = run.host
     first = {s.key: s for s in host.plan.scopes if s.sweep == sweep and s.key in host.statistics and s.key not in host.scope_values}
     if not first or FORESIGHT in host.plan.without:
@@ -45,7 +46,7 @@ def foresee_scopes(run: Run, sweep: int) -> None:
                     samples[scope_of(program.nodes[i])].append(values)
     for key, parts in samples.items():
         statistic = host.statistics[key]
-        statistic.foreseen_by(foresee(np.concatenate(parts), statistic.rank) if parts else Guess())
+        statistic.foreseen_by(Sampled(np.concatenate(parts)).guess(statistic.rank) if parts else Guess())
 
 
 def finish_scopes(run: Run, sweep: int) -> None:
@@ -63,7 +64,7 @@ def finish_scopes(run: Run, sweep: int) -> None:
     if better:
         run.sweep(sweep, frozenset(better))
         again = [key for key in again if not host.statistics[key].foreseen()]
-    wrong = [key for key in again if host.statistics[key].bucket >= 0]
+    wrong = [key for key in again if host.statistics[key].window.low >= 0]
     for key in wrong:
         host.statistics[key].start_over()
     if wrong:

@@ -9,7 +9,7 @@ import torch
 
 from plait.ops.kernels.philox import StreamKey
 from plait.ops.kernels.reduce import LANES, add_to_lanes, combine_lanes
-from plait.planner.blocks import COARSE, FINE
+from plait.planner.blocks import COARSE, SPAN
 from plait.planner.device_cost import FOLD_PIECE
 
 _MULTIPLIER0, _MULTIPLIER1 = 0xD2511F53, 0xCD9E8D57
@@ -55,15 +55,13 @@ def coarse_counts(keys: Any) -> Any:
     return torch.bincount(keys.view(-1) >> 16, minlength=COARSE)
 
 
-def fine_counts(keys: Any, bucket: int) -> tuple[Any, Any]:
-    """How many keys lie above a coarse digit, and the histogram of the fine digits of those that have it, int64 `[65536]`."""
-    flat = keys.view(-1)
-    digits = flat >> 16
-    # elements of other digits are counted in a place of their own, so that nothing of unknown length is made
-    places = torch.where(digits == bucket, flat & 0xFFFF, FINE)
-    above = (digits > bucket).sum()
-    del digits
-    return above, torch.bincount(places, minlength=FINE + 1).narrow(0, 0, FINE)
+def window_counts(keys: Any, low: int, width: int) -> tuple[Any, Any]:
+    """How many keys lie above a window of some width from `low` on, and how often each key of the window occurs, int64 `[131072]`."""
+    places = keys.view(-1) - low
+    above = (places >= width).sum()
+    # elements beside the window are counted in a place of their own, so that nothing of unknown length is made
+    places = torch.where((places >= 0) & (places < width), places, SPAN)
+    return above, torch.bincount(places, minlength=SPAN + 1).narrow(0, 0, SPAN)
 
 
 def row_sums(operands: Sequence[tuple[Any, Any]]) -> Any:

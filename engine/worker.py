@@ -185,7 +185,7 @@ class Host:
             self.events.progress(read, written)
 
     def count_recounts(self, count: int) -> None:
-        """Note order statistics whose digit was not foreseen, where that was tried."""
+        """Note order statistics whose place was not foreseen, where that was tried."""
         if FORESIGHT in self.plan.without:
             return
         with self._lock:

@@ -10,14 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plait.ops.dtypes import BY_CODE
+from plait.ops.kernels.select import SCAN, SPAN_BINS
+from plait.ops.op import OPS
 from plait.planner.program import Node, Program, Stage
 
 BLOCK = 1 << 20  #: elements of a block of a stage without rows
 CHUNK = 1024  #: elements that a kernel works on between two reductions; its scratch stays in the L1 cache
-COARSE, FINE = 1 << 15, 1 << 16  #: bins of the two histograms of an order statistic
-#: Pieces and elements of each that an order statistic is foreseen by, and most elements in all.
+COARSE = 1 << 15  #: coarse digits that an order statistic is counted by where nothing is known
+#: Keys of the widest window that one is looked for in, and of one around a value that many elements share.
+SPAN, NARROW = SPAN_BINS, 1 << 16
 SEEN_WHOLE = 1 << 16  #: tensors of no more elements are no larger than a sample
+#: Pieces and elements of each that an order statistic is foreseen by, and most elements in all.
 SAMPLE_PIECES, SAMPLE_PIECE, SAMPLE_LIMIT = 16, 4096, 1 << 18
+#: The pieces where computing an element takes so many operations that another pass would cost far more than a better sample.
+MORE_PIECES, COSTLY_FLOPS = 64, 32
 #: The same for a model-wide one: pieces of the whole model.
 SCOPE_PIECES, SCOPE_PIECE = 512, 512
 #: Distinct values of one block that an order statistic remembers with their counts; more are counted again when needed.
@@ -74,6 +80,12 @@ def strips(program: Program, stage: Stage) -> list[range]:
     columns = any(program.nodes[i].op == "column_dot" for i in stage.folds)
     each = max(1, -(-count // STRIPS)) if columns else 1
     return [range(first, min(first + each, count)) for first in range(0, count, each)]
+
+
+def sample_pieces(program: Program, stage: Stage) -> int:
+    """Pieces of the sample that a stage's order statistics are foreseen by: more where a second pass would be dear."""
+    flops = sum(OPS[program.nodes[i].op].flops for i in stage.compute)
+    return MORE_PIECES if flops >= COSTLY_FLOPS else SAMPLE_PIECES
 
 
 def sample_starts(stage: Stage, numel: int, pieces: int = SAMPLE_PIECES, piece: int = SAMPLE_PIECE) -> tuple[list[int], int]:
@@ -151,4 +163,10 @@ def scratch_bytes(nodes: Sequence[Node], stage: Stage) -> int:
         + stage.store * CHECKED_COLUMNS * 16
     )
     sorting = stage.row_length * 16 + RANK_COUNTS * 4 if ranks else 0
-    return chunk + vectors + ranks * stage.row_length * 8 + sorting + selects * (COARSE * 8 + FINE * 4 + SPARSE_LIMIT * 12 + BLOCK // SEARCH_PIECE * 4)
+    return (
+        chunk
+        + vectors
+        + ranks * stage.row_length * 8
+        + sorting
+        + selects * (COARSE * 8 + SPAN * 4 + SPAN // SCAN + SPARSE_LIMIT * 12 + BLOCK // SEARCH_PIECE * 4)
+    )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from plait.ops.dtypes import BY_CODE
 from plait.ops.wholes import WHOLES, is_view
-from plait.planner.blocks import COARSE, FINE, SPARSE_LIMIT, aligned, block_count, block_elements, sample_starts, seen_whole, strips
+from plait.planner.blocks import COARSE, SPAN, SPARSE_LIMIT, aligned, block_count, block_elements, sample_pieces, sample_starts, seen_whole, strips
 from plait.planner.liveness import moments
 from plait.planner.program import Node, Program, Stage, scope_of
 
@@ -58,7 +58,7 @@ def looking_bytes(program: Program, stage: Stage) -> tuple[int, int]:
     found = selects(program, stage)
     mine = [i for i in found if not scope_of(program.nodes[i])]
     per_element = sum(BY_CODE[str(program.nodes[i].param("storage"))].itemsize for i in stage.loads)
-    starts, piece = sample_starts(stage, program.numel)
+    starts, piece = sample_starts(stage, program.numel, sample_pieces(program, stage))
     if seen_whole(program, stage):
         return program.numel * per_element, 0
     return (len(starts) * piece * per_element if mine else 0), len(found) * block_elements(stage, program.numel) * per_element
@@ -85,7 +85,7 @@ def selects(program: Program, stage: Stage) -> list[int]:
 
 
 def recounts(program: Program, stage: Stage) -> bool:
-    """Whether a stage may be read a second time: an order statistic whose digit was not foreseen."""
+    """Whether a stage may be read a second time: an order statistic whose place was not foreseen."""
     return bool(selects(program, stage)) and not seen_whole(program, stage)
 
 
@@ -150,7 +150,7 @@ def _counting_bytes(program: Program, stage: Stage) -> int:
     """Partial sums and histograms of a pass."""
     folds = sum(_partials_bytes(program, stage, i) for i in stage.folds) + _vector_bytes(program)
     found = len(selects(program, stage))
-    histograms = found * ((COARSE + FINE) * 8 + _SPARSE_BYTES * block_count(stage, program.numel))
+    histograms = found * ((COARSE + SPAN) * 8 + _SPARSE_BYTES * block_count(stage, program.numel))
     return folds + max(histograms, _sampling_bytes(program, stage, found))  # the sample is gone when counting begins
 
 
@@ -170,5 +170,5 @@ def _vector_bytes(program: Program) -> int:
 
 def _sampling_bytes(program: Program, stage: Stage, found: int) -> int:
     """A sample for each order statistic, and what sorting one of them takes beside it."""
-    starts, piece = sample_starts(stage, program.numel)
+    starts, piece = sample_starts(stage, program.numel, sample_pieces(program, stage))
     return (found + 4) * 4 * piece * len(starts) if found else 0

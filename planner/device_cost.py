@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from plait.ops.dtypes import BY_CODE
 from plait.ops.op import NUMBER_FOLDS
 from plait.ops.wholes import is_view, sizes
-from plait.planner.blocks import COARSE, FINE, aligned, block_elements
+from plait.planner.blocks import COARSE, SPAN, aligned, block_elements
 from plait.planner.cost import WORKSPACE, numel
 from plait.planner.liveness import result_bytes
 from plait.planner.program import Node, Program, Stage, data_inputs
@@ -154,7 +154,7 @@ def _ending(program: Program, stage: Stage, n: int, rows: int) -> int:
         4 * n if stage.keeps else 0,
         converted + _folding(len(sums), n, rows) if sums else 0,
         _folding(1, n, rows) + 32 * stage.row_length if columns else 0,
-        _COUNTING * n + 16 * (COARSE + FINE) if counted else 0,
+        _COUNTING * n + 16 * (COARSE + SPAN) if counted else 0,
     )
 
 

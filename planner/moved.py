@@ -8,7 +8,7 @@ from plait.planner.blocks import seen_whole
 from plait.planner.cost import input_bytes, looking_bytes, output_bytes, recounts, selects, stage_read_bytes
 from plait.planner.program import Program
 
-#: Passes more, at most, where the digit of an order statistic is not foreseen.
+#: Passes more, at most, where the place of an order statistic is not foreseen.
 RECOUNTS = 3
 
 

@@ -71,7 +71,7 @@ class Prediction:
         slab_bytes: size of each worker's slab, in which inputs stay between passes.
         peak_task: name of the component that sets the peak.
         bytes_read: stored bytes read, all passes.
-        bytes_read_extra: more at most, should the digits of order statistics not be foreseen.
+        bytes_read_extra: more at most, should the places of order statistics not be foreseen.
         bytes_written: bytes of output tensors.
         bytes_copied: part of `bytes_written` that is copied without decoding.
         passes: largest number of times that any input is read.

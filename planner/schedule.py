@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from plait.ops.errors import BudgetTooSmall, PlanError
 from plait.ops.wholes import VIEWS, is_view
-from plait.planner.blocks import COARSE, FINE, PAGE, SCOPE_PIECE, SCOPE_PIECES, SPARSE_LIMIT, stage_buffers
+from plait.planner.blocks import COARSE, PAGE, SCOPE_PIECE, SCOPE_PIECES, SPAN, SPARSE_LIMIT, stage_buffers
 from plait.planner.cost import (
     Lease,
     component_bytes,
@@ -303,7 +303,7 @@ def _fit(programs: Sequence[Program], components: Sequence[Component], resources
 def _scope_bytes(programs: Sequence[Program], components: Sequence[Component]) -> int:
     """What model-wide order statistics hold while the model is gone through."""
     keys = {key for p in programs for s in p.stages for key in s.scopes if key.startswith("kth_magnitude")}
-    return len(keys) * ((COARSE + FINE) * 8 + _SCOPE_SAMPLE_BYTES + 2 * SPARSE_LIMIT * 8 * len(components))
+    return len(keys) * ((COARSE + SPAN) * 8 + _SCOPE_SAMPLE_BYTES + 2 * SPARSE_LIMIT * 8 * len(components))
 
 
 def runtime_bytes(programs: Sequence[Program], backend: str) -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from plait.ops.dtypes import BY_CODE
 from plait.ops.op import OPS
 from plait.ops.wholes import WHOLES, is_view
-from plait.planner.blocks import block_count, block_elements, sample_starts, seen_whole
+from plait.planner.blocks import block_count, block_elements, sample_pieces, sample_starts, seen_whole
 from plait.planner.cost import distinct_stages, input_bytes, kernel_count, output_bytes, recounts, selects, stage_read_bytes
 from plait.planner.program import Node, Program, Stage, data_inputs
 from plait.planner.rates import DEFAULT_RATES, Rates
@@ -238,7 +238,7 @@ def _remade(program: Program, setting: Setting) -> int:
 def _sample(program: Program, stage: Stage, setting: Setting) -> tuple[list[int], int]:
     """Where a stage's thresholds are foreseen from, and elements of each piece."""
     looked = selects(program, stage) and (setting.foreseen or seen_whole(program, stage))
-    return sample_starts(stage, program.numel) if looked else ([], 0)
+    return sample_starts(stage, program.numel, sample_pieces(program, stage)) if looked else ([], 0)
 
 
 def whole_seconds(node: Node, number: int, setting: Setting) -> float:

@@ -33,7 +33,7 @@ class WhatIf:
         workers: worker threads that fit.
         passes: largest number of times that any input is read.
         bytes_read: all passes.
-        bytes_read_extra: more at most, should the digits of order statistics not be foreseen.
+        bytes_read_extra: more at most, should the places of order statistics not be foreseen.
         kept: output tensors whose inputs stay in memory between their passes.
         seconds: predicted wall time.
     """

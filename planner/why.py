@@ -175,7 +175,7 @@ def _algorithms(plan: Plan, program: Program) -> list[str]:
 def _threshold(plan: Plan, program: Program, *, small: bool) -> str:
     if small:
         return f"exact threshold, taken straight from all {program.numel:,} values: they are no more than a sample"
-    foreseen = "its first digit counted in a pass of its own" if FORESIGHT in plan.without else "its first digit foreseen by a sample"
+    foreseen = "its first digit counted in a pass of its own" if FORESIGHT in plan.without else "its place foreseen by a sample"
     return f"exact threshold by counting float bits in histograms, never sorted; {foreseen}"
 
 

@@ -14,12 +14,12 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from plait.ops.kernels.jit_bits import f32_to_bits
+from plait.ops.kernels.select import SCAN
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _COARSE_SHIFT = np.uint32(16)
-_FINE_MASK = np.uint32(0xFFFF)
+_SCAN = np.uint32(SCAN)
 _GROUP = 16  #: values compared at once: one AVX-512 register, two of AVX2
-_SCAN = 64  #: fine counters looked at together when they are gathered
 _I32X16, _F32X16 = (ir.VectorType(t, _GROUP) for t in (ir.IntType(32), ir.FloatType()))
 
 
@@ -68,35 +68,37 @@ def _lowest(typingctx: Any, mask: Any) -> Any:
 
 
 @njit(nogil=True, boundscheck=False, error_model="numpy")
-def count_digits(x: Any, n: Any, bucket: Any, heavy: Any, coarse: Any, fine: Any) -> Any:
+def count_keys(x: Any, n: Any, low: Any, width: Any, heavy: Any, coarse: Any, fine: Any, used: Any) -> Any:
     """Count `x[:n]` for an order statistic, in one of two ways.
 
     Args:
         x: float32 values.
         n: how many of them, int64.
-        bucket: int64; -1 counts the coarse digits, 0 or more looks into that bucket, below -1 counts nothing.
-        heavy: int64; a fine digit that most elements of the bucket are thought to have, or -1. It decides the speed, not the counts.
-        coarse: int64 `[32768]`, added to when `bucket` is -1.
-        fine: int32 `[65536]`, the fine digits of the bucket's elements, added to.
+        low: int64; -1 counts the coarse digits, 0 or more is the first key of a window that is looked into, below -1 counts nothing.
+        width: int64, keys of the window; the last of them is below 2^31.
+        heavy: int64; place in the window of a key that most elements there are thought to have, or -1. It decides the speed, not the counts.
+        coarse: int64 `[32768]`, added to when `low` is -1.
+        fine: int32 `[at least width]`, how often each key of the window occurs, added to.
+        used: uint8 `[a byte for every SCAN of fine]`, 1 where any of these counters was added to.
 
     Returns:
-        How many elements lie above the bucket (int64), 0 without one.
+        How many elements lie above the window (int64), 0 without one.
     """
-    if bucket < -1:
+    if low < -1:
         return int64(0)
-    if bucket == -1:
+    if low == -1:
         for i in range(uint64(n)):
             coarse[(f32_to_bits(x[i]) & _MAGNITUDE) >> _COARSE_SHIFT] += 1
         return int64(0)
-    return _count_bucket(x, uint64(n), uint32(bucket) << _COARSE_SHIFT, heavy, fine)
+    return _count_window(x, uint64(n), uint32(low), uint32(width - 1), heavy, fine, used)
 
 
 @njit(nogil=True, boundscheck=False, error_model="numpy")
-def _count_bucket(x: Any, n: Any, low: Any, heavy: Any, fine: Any) -> Any:
-    """Comparisons count what lies above the bucket and the heavy digit in it; only what lies beside that one is looked at singly."""
+def _count_window(x: Any, n: Any, low: Any, last: Any, heavy: Any, fine: Any, used: Any) -> Any:
+    """Comparisons count what lies above the window and the heavy key in it; only what lies beside that one is looked at singly."""
     # keys are below 2^31, so they compare as signed numbers, and none equals -1
-    bottom, top = int32(low), int32(low | _FINE_MASK)
-    value = int32(low | uint32(heavy)) if heavy >= 0 else int32(-1)
+    bottom, top = int32(low), int32(low + last)
+    value = int32(low + uint32(heavy)) if heavy >= 0 else int32(-1)
     above, equal = int64(0), int64(0)
     whole = n // uint64(_GROUP) * uint64(_GROUP)
     for first in range(uint64(0), whole, uint64(_GROUP)):
@@ -106,25 +108,29 @@ def _count_bucket(x: Any, n: Any, low: Any, heavy: Any, fine: Any) -> Any:
         beside = uint32(inside & ~(higher | same))
         while beside != uint32(0):
             i = first + _lowest(beside)
-            fine[(f32_to_bits(x[i]) & _MAGNITUDE) - low] += 1
+            place = (f32_to_bits(x[i]) & _MAGNITUDE) - low
+            fine[place] += 1
+            used[place // _SCAN] = 1
             beside = uint32(beside & (beside - uint32(1)))
     for i in range(whole, n):
         key = f32_to_bits(x[i]) & _MAGNITUDE
-        above += int64(key > (low | _FINE_MASK))
-        if key - low <= _FINE_MASK:
+        above += int64(key > low + last)
+        if key - low <= last:
             fine[key - low] += 1
+            used[(key - low) // _SCAN] = 1
     if heavy >= 0:
         fine[heavy] += int32(equal)
+        used[uint64(heavy) // _SCAN] = 1
     return above
 
 
 @njit(nogil=True, boundscheck=False, error_model="numpy")
-def harvest(fine: Any, places: Any, times: Any, most: Any) -> Any:
-    """Gather the fine digits that occur.
+def harvest(fine: Any, used: Any, places: Any, times: Any, most: Any) -> Any:
+    """Gather the keys of a window that occur.
 
     Args:
-        fine: int32 `[65536]` counts.
-        places: uint32 `[most]`, the digits found, ascending.
+        fine, used: as `count_keys` leaves them.
+        places: uint32 `[most]`, their places in the window, ascending.
         times: int64 `[most]`, how often each occurs.
         most: int64.
 
@@ -132,12 +138,9 @@ def harvest(fine: Any, places: Any, times: Any, most: Any) -> Any:
         How many occur (int64); one more than `most` stands for any larger number.
     """
     found = int64(0)
-    for first in range(uint64(0), uint64(_FINE_MASK) + uint64(1), uint64(_SCAN)):
-        some = int32(0)
-        for i in range(first, first + uint64(_SCAN)):
-            some |= fine[i]
-        if some != 0:
-            for i in range(first, first + uint64(_SCAN)):
+    for group in range(uint64(used.size)):
+        if used[group] != 0:
+            for i in range(group * _SCAN, (group + uint64(1)) * _SCAN):
                 if fine[i] != 0:
                     if found == most:
                         return found + 1

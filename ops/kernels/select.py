@@ -1,10 +1,12 @@
 """The exact k-th largest magnitude from histograms of float bits: no sort, no sampling error.
 
 For finite float32, |x| < |y| exactly when key(x) < key(y), where key is the bits without the sign
-(0 to 0x7F7FFFFF). So the k-th largest magnitude is an order statistic of integers, found in two digits:
+(0 to 0x7F7FFFFF). So the k-th largest magnitude is an order statistic of integers, found by counting:
 
-1. count the coarse digits `key >> 16`; the bucket that holds the k-th largest follows from the counts;
-2. count the fine digits `key & 0xFFFF` of the elements in that bucket; they give the key itself.
+1. count the coarse digits `key >> 16`; the digit of the k-th largest follows from the counts;
+2. count each key of a window that holds this digit, and the elements above the window; they give the key itself.
+
+Where the window is known without the first step, as from a sample, the second alone is enough.
 
 Counts are integers, so they may be added up over blocks, tensors and workers in any order.
 """
@@ -20,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 COARSE_BINS = 1 << 15
-FINE_BINS = 1 << 16
+SPAN_BINS = 1 << 17
+SCAN = 64  #: counters of a window that are looked at together when those in use are gathered
 MAGNITUDE_MASK = 0x7FFFFFFF
 
 Counts = npt.NDArray[np.int64]
@@ -37,7 +40,7 @@ def key_value(key: int) -> float:
     return float(np.array([key], np.uint32).view(np.float32)[0])
 
 
-def coarse_bucket(hist: Counts, k: int) -> tuple[int, int]:
+def coarse_digit(hist: Counts, k: int) -> tuple[int, int]:
     """The coarse digit of the k-th largest key.
 
     Args:
@@ -45,8 +48,7 @@ def coarse_bucket(hist: Counts, k: int) -> tuple[int, int]:
         k: rank from the top, 1 for the largest.
 
     Returns:
-        The bucket, and how many elements lie in higher buckets; the wanted element is the
-        `k - above`-th largest within the bucket.
+        The digit, and how many elements have higher ones; the wanted element is the `k - above`-th largest of this digit.
 
     Raises:
         ValueError: `k` is below 1 or more than the elements counted.
@@ -54,23 +56,23 @@ def coarse_bucket(hist: Counts, k: int) -> tuple[int, int]:
     return _kth_bin(hist, k, COARSE_BINS)
 
 
-def fine_threshold(fine: Counts, k_remaining: int) -> tuple[int, int, int]:
-    """The fine digit of the `k_remaining`-th largest key of one coarse bucket.
+def place_in_window(fine: Counts, k_remaining: int) -> tuple[int, int, int]:
+    """Where in a window of keys the `k_remaining`-th largest of its elements lies.
 
     Args:
-        fine: int64 `[65536]`, elements of the bucket by `key & 0xFFFF`.
-        k_remaining: `k - above` of `coarse_bucket`.
+        fine: int64 `[131072]`, how often each key of the window occurs.
+        k_remaining: `k` less the elements above the window.
 
     Returns:
-        `low`, so that the key is `bucket << 16 | low`; how many elements of the bucket are greater;
+        The place, so that the key is that of the window's first and so many more; how many elements of the window are greater;
         how many equal it. With G = above + greater, the top k are the G greater ones and the first
         k - G of the equal ones.
 
     Raises:
         ValueError: `k_remaining` is below 1 or more than the elements counted.
     """
-    low, greater = _kth_bin(fine, k_remaining, FINE_BINS)
-    return low, greater, int(fine[low])
+    place, greater = _kth_bin(fine, k_remaining, SPAN_BINS)
+    return place, greater, int(fine[place])
 
 
 def _kth_bin(hist: Counts, k: int, bins: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from plait.engine import compile as compiling
-from plait.engine.blockrun import RAW, BlockData, make_runner
+from plait.engine.blockrun import RAW, BlockData, Window, make_runner
 from plait.engine.codegen import generate
 from plait.engine.compile import cache_folder, compile_missing
 from plait.engine.kernel import Kernel
@@ -27,7 +27,7 @@ from plait.ops.inputs import MergeInputs
 from plait.ops.method import methods, steps
 from plait.ops.statistics import LayerScore
 from plait.ops.tensor import LazyTensor, load
-from plait.planner.blocks import scratch_bytes
+from plait.planner.blocks import NARROW, scratch_bytes
 from plait.planner.program import Program, Stage, lower
 from support.tiny import decode, encode
 
@@ -212,8 +212,8 @@ def run_block(program: Program, stage: Stage, backend: str, inputs: list[np.ndar
     keeps = [np.zeros(n, np.float32) for _ in stage.keeps]
     residents = [np.linspace(-1, 1, n, dtype=np.float32) for _ in stage.residents]
     streams = [(1, 2, 3, i) for i in range(len(kernel.streams))]
-    buckets = ([0x3D80, -1, 0x3F80] * 4)[: len(kernel.selects)]
-    data = BlockData(n, start, inputs, residents, out, keeps, small_values(program, start, n), streams, buckets)
+    windows = ([Window(0x3D800000, NARROW, 0), Window(), Window(0x3F7F0000)] * 4)[: len(kernel.selects)]
+    data = BlockData(n, start, inputs, residents, out, keeps, small_values(program, start, n), streams, windows)
     result = runner.run(data)
     found: dict[str, Any] = {"sums": np.array(result.sums, np.float64)}
     if out is not None:
@@ -225,9 +225,11 @@ def run_block(program: Program, stage: Stage, backend: str, inputs: list[np.ndar
         if counts.coarse is not None:
             found[f"coarse{k}"] = np.append(counts.coarse[:0x7F80], counts.coarse[0x7F80:].sum())
         else:
-            assert counts.places is not None
-            assert counts.fine is not None
-            found[f"fine{k}"] = np.concatenate([[counts.above], counts.places, counts.fine])
+            places = counts.places if counts.dense is None else np.flatnonzero(counts.dense)
+            fine = counts.fine if counts.dense is None else counts.dense[places]
+            assert places is not None
+            assert fine is not None
+            found[f"fine{k}"] = np.concatenate([[counts.above], places, fine])
     return found
 
 

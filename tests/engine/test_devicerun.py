@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import plait
 from plait.cli import main
 from plait.engine import pool as pools
-from plait.engine.blockrun import RAW, BlockData
+from plait.engine.blockrun import RAW, BlockData, Window
 from plait.engine.codegen import generate
 from plait.engine.device import SIMULATED
 from plait.engine.devicerun import DeviceRunner
@@ -253,7 +253,7 @@ def block(p: Program, stage: Stage, n: int, seed: int = 0) -> BlockData:
         [np.zeros(n, np.float32) for _ in stage.keeps],
         smalls,
         [(1, 2, 3, i) for i in range(len(kernel.streams))],
-        ([-1, 0x3D80, 0x3D00] * 3)[: len(kernel.selects)],
+        ([Window(), Window(0x3D800000), Window(0x3D000000)] * 3)[: len(kernel.selects)],
     )
 
 

@@ -62,14 +62,14 @@ def work(function: Any, *args: Any) -> int:
 
 @pytest.mark.parametrize("method", ["linear", "ties", "filters"])
 def test_twice_the_tensors_take_twice_the_work(method: str, tmp_path: Path):
-    """From 240 to 480 tensors (36 to 72 files) the work grows by what 240 tensors need: nothing is done for each pair of tensors or files."""
+    """From 480 to 960 tensors (72 to 144 files) the work grows by what 480 tensors need: nothing is done for each pair of tensors or files."""
     each: dict[str, Any] = {"weight": 0.5}
     if method == "ties":
         each["density"] = 0.3
     if method == "filters":
         each["weight"] = [{"filter": "up_proj", "value": [0.1, 0.9]}, {"value": 0.4}]
     found = []
-    for size in (10, 20, 40):
+    for size in (20, 40, 80):
         models = sparse_models(tmp_path / str(size), size)
         base, *experts = models
         path = tmp_path / f"{size}.yml"

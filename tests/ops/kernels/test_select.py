@@ -13,31 +13,45 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from plait.ops.kernels import select
-from plait.ops.kernels.jit_select import count_digits as count_digits_with
+from plait.ops.kernels.jit_select import count_keys, harvest
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 few_values = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.0000001, 1e-45, -1e-45, 2.0**-126, 3.4e38])
 arrays = st.one_of(hnp.arrays(np.float32, st.integers(1, 200), elements=finite), hnp.arrays(np.float32, st.integers(1, 200), elements=few_values))
 
 
-def count_digits(x, n, bucket, coarse, fine, heavy=-1):
-    return count_digits_with(x, n, bucket, heavy, coarse, fine)
+class Histograms:
+    """Counters as a kernel has them: of coarse digits, of the keys of a window, and which of these are in use."""
+
+    def __init__(self):
+        self.coarse, self.fine = np.zeros(select.COARSE_BINS, np.int64), np.zeros(select.SPAN_BINS, np.int32)
+        self.used = np.zeros(select.SPAN_BINS // select.SCAN, np.uint8)
+
+    def count(self, x, low, n=None, width=1 << 16, heavy=-1):
+        return count_keys(x, x.size if n is None else n, low, width, heavy, self.coarse, self.fine, self.used)
 
 
-def histograms(x, bucket=-1):
-    """Coarse digits, fine digits of the bucket, and how many elements lie above it."""
-    coarse, fine = np.zeros(select.COARSE_BINS, np.int64), np.zeros(select.FINE_BINS, np.int32)
-    above = count_digits(x, x.size, bucket, coarse, fine)
-    return coarse, fine.astype(np.int64), above
+def coarse_digits(x):
+    """How often each coarse digit occurs."""
+    counted = Histograms()
+    counted.count(x, -1)
+    return counted.coarse
+
+
+def window(x, low, width=1 << 16, heavy=-1):
+    """How often each key of a window occurs, and how many elements lie above it."""
+    counted = Histograms()
+    above = counted.count(x, low, width=width, heavy=heavy)
+    return counted.fine.astype(np.int64), above
 
 
 def kth_largest(x, k):
     """Threshold, how many are greater and how many equal, by the two passes."""
-    bucket, above = select.coarse_bucket(histograms(x)[0], k)
-    _, fine, counted = histograms(x, bucket)
+    digit, above = select.coarse_digit(coarse_digits(x), k)
+    fine, counted = window(x, digit << 16)
     assert counted == above
-    low, greater, equal = select.fine_threshold(fine, k - above)
-    return select.key_value(bucket << 16 | low), above + greater, equal
+    place, greater, equal = select.place_in_window(fine, k - above)
+    return select.key_value((digit << 16) + place), above + greater, equal
 
 
 def check(x, k):
@@ -72,66 +86,73 @@ def test_counts_add_up_over_chunks():
     """Chunks of any length, also ones that end inside a group of the SIMD loop, count what NumPy counts."""
     x = np.random.default_rng(1).standard_normal(10_001).astype(np.float32)
     keys = select.keys(x)
-    bucket, _ = select.coarse_bucket(histograms(x)[0], 2000)
-    coarse, fine, above = np.zeros(select.COARSE_BINS, np.int64), np.zeros(select.FINE_BINS, np.int32), 0
+    low = (select.coarse_digit(coarse_digits(x), 2000)[0] << 16) - 12_345
+    counted, above = Histograms(), 0
     for start in range(0, x.size, 777):
         part = x[start : start + 777]
-        above += count_digits(part, part.size, bucket, coarse, fine)
-        count_digits(part, part.size, -1, coarse, fine)
-    np.testing.assert_array_equal(coarse, np.bincount(keys >> 16, minlength=select.COARSE_BINS))
-    np.testing.assert_array_equal(fine, np.bincount(keys[keys >> 16 == bucket] & 0xFFFF, minlength=select.FINE_BINS))
-    assert above == np.count_nonzero(keys >> 16 > bucket)
+        above += counted.count(part, low, width=100_000)
+        counted.count(part, -1)
+    np.testing.assert_array_equal(counted.coarse, np.bincount(keys >> 16, minlength=select.COARSE_BINS))
+    inside = keys[(keys >= low) & (keys < low + 100_000)] - low
+    np.testing.assert_array_equal(counted.fine, np.bincount(inside, minlength=select.SPAN_BINS))
+    assert above == np.count_nonzero(keys >= low + 100_000)
 
 
 def test_a_statistic_that_is_not_wanted_counts_nothing():
-    """A bucket below -1 leaves both histograms alone."""
-    x = np.ones(100, np.float32)
-    coarse, fine = np.zeros(select.COARSE_BINS, np.int64), np.zeros(select.FINE_BINS, np.int32)
-    assert count_digits(x, x.size, -2, coarse, fine) == 0
-    assert not coarse.any()
-    assert not fine.any()
+    """A window below -1 leaves all counters alone."""
+    counted = Histograms()
+    assert counted.count(np.ones(100, np.float32), -2) == 0
+    assert not counted.coarse.any()
+    assert not counted.fine.any()
+    assert not counted.used.any()
 
 
 def test_only_the_first_n_elements_count():
     """A scratch buffer longer than its content is read up to n."""
-    x = np.ones(64, np.float32)
-    coarse, fine = np.zeros(select.COARSE_BINS, np.int64), np.zeros(select.FINE_BINS, np.int32)
-    count_digits(x, 10, -1, coarse, fine)
-    assert count_digits(x, 10, 0x3F80, coarse, fine) == 0
-    assert coarse.sum() == fine.sum() == 10
+    x, counted = np.ones(64, np.float32), Histograms()
+    counted.count(x, -1, n=10)
+    assert counted.count(x, 0x3F80 << 16, n=10) == 0
+    assert counted.coarse.sum() == counted.fine.sum() == 10
 
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), size=st.integers(0, 5000), share=st.floats(0, 1), data=st.data())
-def test_the_heavy_digit_changes_no_count(seed, size, share, data):
-    """Whether it is the common value of the bucket, a rare one or one that does not occur, and however much lies beside it."""
+def test_the_heavy_key_changes_no_count(seed, size, share, data):
+    """Whether it is the common value of the window, a rare one or one that does not occur, and however much lies beside it."""
     random = np.random.default_rng(seed)
     x = random.standard_normal(size).astype(np.float32) * np.float32(1.5)
     x[random.random(size) < share] = random.choice([1.0, -1.0, 1.0000001, 1.0078125, 0.99])
-    low, high = (int(digit) for digit in sorted(random.integers(0, select.FINE_BINS, 2)))
-    heavy = data.draw(st.sampled_from([0, 1, low, high, select.FINE_BINS - 1]))
-    bucket = data.draw(st.sampled_from([0x3F80, 0x3F7F, 0x3F81, 0, 0x7FFF]))
-    coarse, fine = np.zeros(select.COARSE_BINS, np.int64), np.zeros(select.FINE_BINS, np.int32)
-    above = count_digits(x, x.size, bucket, coarse, fine, heavy)
-    _, expected, beyond = histograms(x, bucket)
-    assert above == beyond
-    np.testing.assert_array_equal(fine, expected)
+    width = data.draw(st.sampled_from([1, 1000, 1 << 16, select.SPAN_BINS]))
+    heavy = data.draw(st.sampled_from([0, width // 3, width - 1]))
+    low = data.draw(st.sampled_from([0x3F800000, 0x3F7F0000, 0x3F7FFFF0, 0x3F810000, 0, (1 << 31) - width]))
+    counted = Histograms()
+    above = counted.count(x, low, width=width, heavy=heavy)
+    expected, beyond = window(x, low, width)
+    assert above == beyond == np.count_nonzero(select.keys(x).astype(np.int64) >= low + width)
+    np.testing.assert_array_equal(counted.fine, expected)
+    for most in (1, 5000):
+        places, times = np.zeros(most, np.uint32), np.zeros(most, np.int64)
+        found = harvest(counted.fine, counted.used, places, times, most)
+        assert found == min(np.count_nonzero(expected), most + 1)
+        if found <= most:
+            np.testing.assert_array_equal(places[:found], np.flatnonzero(expected))
+            np.testing.assert_array_equal(times[:found], expected[expected > 0])
 
 
 @pytest.mark.parametrize("k", [0, -1, 4])
 def test_a_rank_outside_the_elements_is_refused(k):
-    """k = 0, a negative k and k > n are errors, in either digit."""
+    """k = 0, a negative k and k > n are errors, of digits and in a window."""
     x = np.array([1, 2, 3], np.float32)
     with pytest.raises(ValueError, match="rank"):
-        select.coarse_bucket(histograms(x)[0], k)
+        select.coarse_digit(coarse_digits(x), k)
     with pytest.raises(ValueError, match="rank"):
-        select.fine_threshold(histograms(x, 0x4000)[1], k)
+        select.place_in_window(window(x, 0x40000000)[0], k)
 
 
 def test_a_histogram_of_the_wrong_size_is_refused():
-    """The two digits cannot be mixed up."""
+    """The two histograms cannot be mixed up."""
     with pytest.raises(ValueError, match="shape"):
-        select.coarse_bucket(np.ones(select.FINE_BINS, np.int64), 1)
+        select.coarse_digit(np.ones(select.SPAN_BINS, np.int64), 1)
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ class Browser:
         """Addresses asked for since `open`, the page itself left out."""
         events = [json.loads(e["message"])["message"] for e in self.driver.get_log("performance")]
         asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-        asked = [url for url in asked if not url.startswith(("chrome:", "data:"))]  # of the empty window before
+        asked = [url for url in asked if not url.startswith("data:")]
         return [url for n, url in enumerate(asked) if n or not url.startswith("file:")]
 
 
@@ -123,6 +123,8 @@ def running() -> Iterator[Browser]:
         options.binary_location = places[0]
         for flag in (*FLAGS, f"--user-data-dir={profile}"):
             options.add_argument(flag)
+        # A new tab's page loads hundreds of files, and on a slow machine asks for some of them after `open`.
+        options.add_experimental_option("prefs", {"session.restore_on_startup": 4, "session.startup_urls": ["about:blank"]})
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         driver = webdriver.Chrome(options=options, service=Service(places[1]))
         try:

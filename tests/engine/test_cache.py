@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.cli import main
-from plait.engine.cache import ResultCache, files, make_room
+from plait.engine.cache import ResultCache, files, locked, make_room
 from plait.engine.resultfile import HEAD_BYTES, Damaged, open_result, result_bytes
 from plait.engine.survey import check_entries, prune_to, survey
 from plait.ops.errors import OutputError
+from support import tiny
 
 PAGE = 4096
 
@@ -197,13 +199,14 @@ def _hammer(folder: str, seed: int, limit: int) -> None:
 
 
 def taken_now(folder: Path) -> int:
-    total = 0
-    for file in files(folder):
-        try:
-            total += -(-Path(file.path).stat().st_size // PAGE) * PAGE
-        except FileNotFoundError:
-            continue
-    return total
+    """What all files take at one moment: without the lock, what is removed and what comes in its place could both be counted."""
+    sizes = {}
+    with locked(folder):
+        for file in files(folder):
+            with suppress(FileNotFoundError):
+                status = os.stat(file.path)
+                sizes[status.st_ino] = -(-status.st_size // PAGE) * PAGE  # under both its names where it is just renamed
+    return sum(sizes.values())
 
 
 def test_processes_share_a_folder(tmp_path: Path):
@@ -213,8 +216,7 @@ def test_processes_share_a_folder(tmp_path: Path):
     running = [context.Process(target=_hammer, args=(str(tmp_path / "c"), seed, limit)) for seed in range(3)]
     for process in running:
         process.start()
-    for process in running:
-        process.join(60)
+    tiny.bounded(lambda: [process.join() for process in running], 300)
     assert [p.exitcode for p in running] == [0, 0, 0]
     assert check_entries(tmp_path / "c") == []
 

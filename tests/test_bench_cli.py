@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -18,6 +19,8 @@ from plait.peer_sd_mecha import sd_mecha_words
 from plait.planner.rates import DEFAULT_RATES
 from support import tiny
 
+MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
+needs_matplotlib = pytest.mark.skipif(not MATPLOTLIB, reason="matplotlib is not installed")
 KERNELS = os.environ["PLAIT_CACHE_DIR"]
 
 
@@ -36,24 +39,51 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "slerp.yml"
 
 
+class Ran(NamedTuple):
+    """A command that several tests look at: what it printed, and the picture that it drew where matplotlib is."""
+
+    out: str
+    err: str
+    folder: Path
+    picture: Path
+
+
+def ran(folder: Path, *args: str | Path, ending: str = "svg", cache: Path | str = KERNELS) -> Ran:
+    picture = folder / f"picture.{ending}"
+    out, err = plait("bench", *args, *(["--plot", picture] if MATPLOTLIB else []), cwd=folder, cache=cache)
+    return Ran(out, err, folder, picture)
+
+
 # -- machine -----------------------------------------------------------------------------------------
-def test_measuring_is_stored_and_used(recipe: Path, tmp_path: Path):
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """A measured machine, with a cache of its own but for compiled kernels."""
+    folder = tmp_path_factory.mktemp("machine")
+    (folder / "cache").mkdir()
+    (folder / "work").mkdir()
+    (folder / "cache" / "kernels").symlink_to(Path(KERNELS) / "kernels")
+    return ran(folder, "machine", "--folder", folder / "work", "--format", "json", cache=folder / "cache")
+
+
+def test_measuring_is_stored_and_used(machine: Ran, recipe: Path, tmp_path: Path):
     """Data goes to standard output and the file, progress to standard error; afterwards plans are made with it. The folder stays clean."""
-    cache, work = tmp_path / "cache", tmp_path / "work"
-    work.mkdir()
-    cache.mkdir()
-    (cache / "kernels").symlink_to(Path(KERNELS) / "kernels")
-    out, err = plait("bench", "machine", "--folder", work, "--format", "json", cwd=tmp_path, cache=cache)
-    found = json.loads(out)
+    cache = machine.folder / "cache"
+    found = json.loads(machine.out)
     assert found["stored"] == str(cache / "machine.json")
     assert found["rates"] == {**json.loads((cache / "machine.json").read_text())["rates"], "measured": True}
-    assert "measuring: reading" in err
-    assert list(work.iterdir()) == []
+    assert "measuring: reading" in machine.err
+    assert list((machine.folder / "work").iterdir()) == []
     before, _ = plait("plan", recipe, "--format", "json", cwd=tmp_path)
     after, _ = plait("plan", recipe, "--format", "json", cwd=tmp_path, cache=cache)
     assert json.loads(after)["timing"]["measured"]
     assert not json.loads(before)["timing"]["measured"]
     assert json.loads(after)["fingerprint"] == json.loads(before)["fingerprint"]
+
+
+@needs_matplotlib
+def test_a_machine_is_drawn(machine: Ran):
+    """An SVG whose text is text."""
+    assert "reading from the disk" in machine.picture.read_text()
 
 
 def test_a_damaged_file_is_said_and_survived(recipe: Path, tmp_path: Path):
@@ -93,9 +123,14 @@ def test_memory_over_budgets(recipe: Path, tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_memory_as_a_table(recipe: Path, tmp_path: Path):
+@pytest.fixture(scope="module")
+def memory(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    return ran(tmp_path_factory.mktemp("memory"), "memory", recipe, "--budgets", "2MiB,128MiB", "--no-warm-up", ending="png")
+
+
+def test_memory_as_a_table(memory: Ran):
     """The table names budgets, refusals and what the figures are."""
-    out, _ = plait("bench", "memory", recipe, "--budgets", "2MiB,128MiB", "--no-warm-up", cwd=tmp_path)
+    out = memory.out
     assert re.search(r"2MiB +too small", out)
     assert re.search(r"128MiB +\S+ \S+ of \S+ MiB +\S+ s of \S+ s", out)
     assert "above the" in out
@@ -116,13 +151,22 @@ def test_odd_arguments_are_one_line(recipe: Path, tmp_path: Path):
 COPY = "import pathlib, sys; out = pathlib.Path(sys.argv[2]); out.mkdir(); (out / 'seen').write_text(pathlib.Path(sys.argv[1]).read_text())"
 
 
+def peers_options(folder: Path, recipe: Path, repeat: int) -> list[str | Path]:
+    (folder / "copier.py").write_text(COPY)
+    (folder / "work").mkdir()
+    peer = f"copier={sys.executable} {folder / 'copier.py'} {{recipe}} {{out}}"
+    return ["peers", recipe, "--peer", peer, "--repeat", str(repeat), "--folder", folder / "work"]
+
+
+@pytest.fixture(scope="module")
+def peers(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    folder = tmp_path_factory.mktemp("peers")
+    return ran(folder, *peers_options(folder, recipe, 1))
+
+
 def test_peers_take_turns(recipe: Path, tmp_path: Path):
     """Floor, plait and another program are measured as often as asked, and nothing is left behind."""
-    (tmp_path / "copier.py").write_text(COPY)
-    work = tmp_path / "work"
-    work.mkdir()
-    peer = f"copier={sys.executable} {tmp_path / 'copier.py'} {{recipe}} {{out}}"
-    out, err = plait("bench", "peers", recipe, "--peer", peer, "--repeat", "2", "--folder", work, "--format", "json", cwd=tmp_path)
+    out, err = plait("bench", *peers_options(tmp_path, recipe, 2), "--format", "json", cwd=tmp_path)
     found = json.loads(out)
     rows = {row["subject"]: row for row in found["rows"]}
     assert {"floor", "plait", "copier"} <= set(rows)
@@ -130,10 +174,14 @@ def test_peers_take_turns(recipe: Path, tmp_path: Path):
     assert rows["plait"]["peak_bytes"][0] > 1 << 20
     assert found["bytes_read"] > found["bytes_written"] > 0
     assert "run 2 of 2: copier" in err
-    assert list(work.iterdir()) == []
-    shown, _ = plait("bench", "peers", recipe, "--peer", peer, "--repeat", "1", "--folder", work, cwd=tmp_path)
-    assert re.search(r"copier +\d+\.\d\d", shown)
-    assert max(map(len, shown.splitlines())) <= 80
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_peers_as_a_table(peers: Ran):
+    """A row for each, and nothing is left behind."""
+    assert re.search(r"copier +\d+\.\d\d", peers.out)
+    assert max(map(len, peers.out.splitlines())) <= 80
+    assert list((peers.folder / "work").iterdir()) == []
 
 
 def test_peers_that_fail_are_named(recipe: Path, tmp_path: Path):
@@ -148,29 +196,25 @@ def test_peers_that_fail_are_named(recipe: Path, tmp_path: Path):
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".plait")]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is not None, reason="matplotlib is installed")
-def test_plots_need_matplotlib(recipe: Path, tmp_path: Path):
+def test_plots_need_matplotlib(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Without matplotlib nothing is measured in vain: the sentence says what to install."""
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "matplotlib.py").write_text("raise ModuleNotFoundError('as if it were not installed')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "without"), prepend=os.pathsep)
     _, err = plait("bench", "memory", recipe, "--plot", "m.png", cwd=tmp_path, status=2)
     assert "plait[bench]" in err
 
 
-@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")
-def test_plots_are_pictures(recipe: Path, tmp_path: Path):
-    """A PNG is drawn."""
-    plait("bench", "memory", recipe, "--budgets", "64MiB,128MiB", "--no-warm-up", "--plot", tmp_path / "m.png", cwd=tmp_path)
-    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
+@needs_matplotlib
+def test_memory_is_drawn(memory: Ran):
+    """As a PNG."""
+    assert memory.picture.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")
-def test_machine_and_peers_are_drawn(recipe: Path, tmp_path: Path):
-    """An SVG of each, whose text is text."""
-    plait("bench", "machine", "--no-save", "--plot", "machine.svg", cwd=tmp_path)
-    assert "reading from the disk" in (tmp_path / "machine.svg").read_text()
-    (tmp_path / "copier.py").write_text(COPY)
-    peer = f"copier={sys.executable} {tmp_path / 'copier.py'} {{recipe}} {{out}}"
-    plait("bench", "peers", recipe, "--peer", peer, "--repeat", "1", "--plot", "peers.svg", cwd=tmp_path)
-    assert "copier" in (tmp_path / "peers.svg").read_text()
+@needs_matplotlib
+def test_peers_are_drawn(peers: Ran):
+    """As an SVG whose text is text."""
+    assert "copier" in peers.picture.read_text()
 
 
 # -- sd-mecha ----------------------------------------------------------------------------------------

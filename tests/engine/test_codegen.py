@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -19,7 +19,7 @@ import pytest
 from plait.engine import compile as compiling
 from plait.engine.blockrun import RAW, BlockData, Window, make_runner
 from plait.engine.codegen import generate
-from plait.engine.compile import cache_folder, compile_missing
+from plait.engine.compile import compile_missing
 from plait.engine.kernel import Kernel
 from plait.ops.algebra import dot
 from plait.ops.errors import KernelError
@@ -142,17 +142,6 @@ _TURN = list(DTYPES)
 #: Each case in one combination of dtypes, in turn; the others take minutes to compile.
 SUBSET = [pytest.param(name, _TURN[i % 4], id=f"{name}-{_TURN[i % 4]}") for i, name in enumerate(CASES)]
 REST = [pytest.param(n, d, id=f"{n}-{d}", marks=pytest.mark.slow) for i, n in enumerate(CASES) for d in DTYPES if d != _TURN[i % 4]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of kernels that neither knows nor touches the user's."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("kernels")
-        patch.setenv("PLAIT_CACHE_DIR", str(folder))
-        cache_folder.cache_clear()
-        yield folder
-    cache_folder.cache_clear()
 
 
 def lowered(case: Case, dtypes: str, **change: Any) -> Program:
@@ -334,7 +323,7 @@ def test_other_t_and_lambda_need_no_other_kernel():
 _SCRIPT = """
 import sys, numpy as np
 from plait.engine.codegen import generate
-from plait.engine.compile import cache_folder, compile_missing
+from plait.engine.compile import compile_missing
 from plait.engine.blockrun import BlockData, make_runner
 from plait.ops.tensor import load
 from plait.planner.program import lower

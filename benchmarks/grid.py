@@ -31,6 +31,7 @@ from measure import MIB, CommandFailed, import_baseline, plait, planned
 from recipes import PROMISED, methods_named, models_in, text_of
 from report import RESULTS, save, table_of
 
+from plait.engine.compile import cache_folder
 from plait.watching import Command, watch_each
 
 
@@ -83,6 +84,9 @@ class Cell:
 
 def calibrated(scratch: Path, through: Sequence[str]) -> dict[str, Any]:
     """Measures the machine in the folder that merges will write to; plans of this process's children use it from here on."""
+    kernels = cache_folder().parent
+    (scratch / "calibration").mkdir()
+    (scratch / "calibration" / "kernels").symlink_to(kernels)  # it times how kernels run; how they compile, with one that no cache has
     os.environ["PLAIT_CACHE_DIR"] = str(scratch / "calibration")
     (found,) = watch_each([Command(plait("bench", "machine", "--whole", "--folder", scratch))], through)
     if found.status:

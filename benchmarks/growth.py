@@ -1,7 +1,7 @@
 """Does the cost of a merge grow with the bytes that it moves, and its memory not at all?
 
     python benchmarks/growth.py                                   # some minutes; makes its own checkpoints, 11 GB at most at a time
-    python benchmarks/growth.py --counts 2,4 --repeat 1           # to try it
+    python benchmarks/growth.py --preset tiny --repeat 1          # seconds, to try it
 
 Merges models of 2, 4, 8 and 16 layers with two experts, and of two layers with 2 to 16 experts, as whole processes with warm kernels and a
 warm page cache, and fits a line to their seconds over the bytes that the plan says they move, all reads and the write. The line's slope,
@@ -19,20 +19,20 @@ import shutil
 import signal
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
 import machine
 import numpy as np
 from floor import warm
-from make_checkpoint import Preset, make_set
+from make_checkpoint import PRESETS, Preset, make_set
 from measure import MIB, Measured, plait, planned, run
 from recipes import methods_named, text_of
 from report import save, table_of
 
 #: One layer of it has 61 million parameters.
-SHAPE = {"hidden": 2048, "inter": 8192, "heads": 16, "kv_heads": 4, "vocab": 4096}
+SHAPE = Preset(hidden=2048, inter=8192, heads=16, kv_heads=4, vocab=4096, layers=1)
 LEAST_R2 = 0.9
 MOST_SPREAD = 1.1
 
@@ -68,13 +68,13 @@ class Growth:
     memory_spread: float
 
 
-def growth(methods: list[str], what: str, counts: list[int], budget: str, repeat: int, scratch: Path) -> list[Growth]:
+def growth(shape: Preset, methods: list[str], what: str, counts: list[int], budget: str, repeat: int, scratch: Path) -> list[Growth]:
     """Merges ever larger models with each method, in turn, and fits lines."""
     recipes: dict[tuple[str, int], Path] = {}
     for count in counts:
         layers, experts = (count, 2) if what == "layers" else (2, count)
         folder = scratch / f"{what}-{count}"
-        models = make_set(folder, Preset(**SHAPE, layers=layers), experts)
+        models = make_set(folder, replace(shape, layers=layers), experts)
         warm(models)
         for method in methods:
             recipe = recipes[method, count] = folder / f"{method}.yml"
@@ -134,15 +134,17 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that gigabytes do not stay behind
     counts = [int(n) for n in args.counts.split(",")]
     found: list[Growth] = []
+    shape = PRESETS[args.preset] if args.preset else SHAPE
     with tempfile.TemporaryDirectory(prefix="growth-", dir=args.scratch) as name:
         for what in ("layers", "experts"):
-            found += growth(methods_named(args.methods), what, counts, args.memory, args.repeat, Path(name))
+            found += growth(shape, methods_named(args.methods), what, counts, args.memory, args.repeat, Path(name))
         facts = machine.describe(Path(name))
     failures = broken(found)
     headings = ["growing", "", "count", "GB moved", "wall s", "private MiB", "s/GB", "start s", "R2", "peaks, largest/smallest"]
     notes = [machine.line(facts), *(failures or ["seconds follow the bytes, and memory does not follow the layers"])]
     table = table_of(f"growth at --memory {args.memory}, median of {args.repeat}", headings, shown(found), notes)
-    data = {"memory": args.memory, "repeat": args.repeat, "page_cache": "warm", "machine": facts, "shape_of_a_layer": SHAPE}
+    sizes = {name: getattr(shape, name) for name in ("hidden", "inter", "heads", "kv_heads", "vocab")}
+    data = {"memory": args.memory, "repeat": args.repeat, "page_cache": "warm", "machine": facts, "shape_of_a_layer": sizes}
     save(args.name, {**data, "growth": [asdict(g) for g in found], "notes": failures}, table, args.results)
     sys.exit(bool(failures))
 
@@ -150,6 +152,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default="linear,ties", help="with commas; default: %(default)s")
+    parser.add_argument("--preset", choices=PRESETS, help="layers of this preset's shape (default: such as this benchmark is about)")
     parser.add_argument("--counts", default="2,4,8,16", help="layers, and experts, with commas; default: %(default)s")
     parser.add_argument("--memory", default="128MiB", help="default: %(default)s")
     parser.add_argument("--repeat", type=int, default=3, help="timed runs of each size; default: %(default)s")

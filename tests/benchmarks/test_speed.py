@@ -291,7 +291,7 @@ def test_grid_compares_prediction_and_measurement(tmp_path: Path):
 def test_growth_fits_a_line_to_every_size(tmp_path: Path):
     """Each size is merged as often as asked, moves more than the one before, and no checkpoint is left."""
     (tmp_path / "scratch").mkdir()
-    options = ["--methods", "linear", "--counts", "1,2", "--repeat", "1", "--scratch", tmp_path / "scratch", "--results", tmp_path]
+    options = ["--preset", "tiny", "--methods", "linear", "--counts", "1,2", "--repeat", "1", "--scratch", tmp_path / "scratch", "--results", tmp_path]
     done = script("growth.py", *options)
     assert done.returncode in (0, 1), done.stderr  # 1: a start-up of half a second hides so little work
     found = json.loads((tmp_path / "growth.json").read_text())["growth"]

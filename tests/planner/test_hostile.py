@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from plait.ops.errors import CheckpointError
 from plait.planner.checkpoint import open_checkpoint, resolve_model
 from plait.planner.layout import make_layout
 from plait.planner.safetensors_header import MAX_HEADER_BYTES, MAX_TENSORS
-from support import hostile
+from support import hostile, tiny
 from support.hostile import COSTLY, MODELS, MOST_BYTES, MOST_SECONDS, RECIPES, Case
 
 
@@ -53,12 +54,30 @@ def test_bad_recipe(name: str, folder: Path) -> None:
     check(RECIPES[name], hostile.opened("recipe", path), "recipe", path)
 
 
+@pytest.fixture(scope="module")
+def opener() -> Iterator[Callable[[Path], dict[str, Any]]]:
+    """Opens a model in a process of its own; tells how that ended and what it cost."""
+    with subprocess.Popen([sys.executable, hostile.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        questions, answers = process.stdin, process.stdout
+        assert questions is not None
+        assert answers is not None
+
+        def ask(path: Path) -> dict[str, Any]:
+            print(json.dumps(["model", str(path)]), file=questions, flush=True)
+            outcome: dict[str, Any] = json.loads(tiny.bounded(answers.readline))
+            return outcome
+
+        try:
+            yield ask
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("name", COSTLY)
-def test_large_input_costs_little(name: str, folder: Path) -> None:
+def test_large_input_costs_little(name: str, folder: Path, opener: Callable[[Path], dict[str, Any]]) -> None:
     """Where size is the attack: less than a second and 200 MB, measured in a process of its own."""
     path = COSTLY[name].make(folder)
-    done = subprocess.run([sys.executable, hostile.__file__, "model", str(path)], capture_output=True, text=True, timeout=60, check=True)
-    outcome = json.loads(done.stdout)
+    outcome = opener(path)
     check(COSTLY[name], outcome, "model", path)
     assert outcome["bytes"] < MOST_BYTES
 

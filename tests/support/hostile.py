@@ -1,8 +1,7 @@
 """Broken and hostile files of every kind, made by code: headers, indexes, configurations, recipes, pickles, and things that are no files.
 
-Run as a program it opens one of them and prints, as JSON, how that ended and what it cost:
-
-    python hostile.py {model,recipe} PATH
+Run as a program it opens those that lines of its input name, `["model", PATH]` or `["recipe", PATH]`, and for each prints how that ended and
+what it cost, as JSON.
 """
 
 from __future__ import annotations
@@ -418,14 +417,25 @@ def opened(kind: str, path: Path) -> dict[str, Any]:
     return {"error": None, "message": "it was opened", "seconds": time.process_time() - begun}
 
 
-def main(kind: str, path: str) -> None:
-    """Open one in this process and print what it cost beyond what importing plait costs."""
+def main() -> None:
+    """Open each one that standard input names, in a process of its own, and print what it cost beyond what importing plait costs.
+
+    The processes are forked when plait is imported: importing it for each would take most of the time.
+    """
     import plait.planner.checkpoint
     import plait.planner.recipe  # noqa: F401
 
-    before = _peak()
-    outcome = opened(kind, Path(path))
-    print(json.dumps({**outcome, "bytes": _peak() - before}))
+    for line in sys.stdin:
+        pid = os.fork()
+        if not pid:
+            kind, path = json.loads(line)
+            before = _peak()
+            outcome = opened(kind, Path(path))
+            print(json.dumps({**outcome, "bytes": _peak() - before}), flush=True)
+            os._exit(0)
+        status = os.waitpid(pid, 0)[1]
+        if status:
+            print(json.dumps({"error": None, "message": f"the process ended with status {status}"}), flush=True)
 
 
 def _peak() -> int:
@@ -435,4 +445,4 @@ def _peak() -> int:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,10 +84,19 @@ LATER = {
 }
 
 
-def merge(case: Case, out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Stored]:
+def on_backends(names: set[str]) -> list[Any]:
+    """Each case on both backends, one of them slow: kernels take long to compile, and give the interpreter's bits (tests/engine/test_codegen.py).
+
+    Recipes over float32 are interpreted, those over 16 bits and those that change the dtype are compiled.
+    """
+    usual = {c: "torch" if c.dtype == "fp32" and not c.name.startswith("dtype_") else "numba" for c in cases(names)}
+    return [pytest.param(c, b, id=f"{c}-{b}", marks=[] if b == usual[c] else [pytest.mark.slow]) for c in usual for b in ("numba", "torch")]
+
+
+def merge(case: Case, backend: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Stored]:
     """plait's output for a case; the recipe's paths are relative to the reference folder."""
     monkeypatch.chdir(case.home)
-    plait.merge(case.recipe, out, memory="1GiB")
+    plait.merge(case.recipe, out, plait.Options(memory="1GiB", backend=backend))
     return read_folder(out)
 
 
@@ -95,10 +105,10 @@ def test_every_case_is_checked_or_listed_as_later_work():
     assert sorted(EXACT | MASKED | set(REFUSED) | set(LATER)) == case_names()
 
 
-@pytest.mark.parametrize("case", cases(EXACT), ids=str)
-def test_agrees(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property):
+@pytest.mark.parametrize(("case", "backend"), on_backends(EXACT))
+def test_agrees(case: Case, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property):
     """The same names, shapes, dtypes and values."""
-    got = merge(case, tmp_path / "out", monkeypatch)
+    got = merge(case, backend, tmp_path / "out", monkeypatch)
     peer = case.output()
     if str(case) in BEYOND_MERGEKIT:
         peer = {n: Stored("BF16", rounded(r.value, "BF16")) for n, r in expect(case.config(), case.models).items()}
@@ -114,10 +124,10 @@ def test_agrees(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rec
     assert config.get("dtype", config.get("torch_dtype")) == wanted["dtype"]
 
 
-@pytest.mark.parametrize("case", cases(MASKED), ids=str)
-def test_random_masks_have_the_right_statistics(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("case", "backend"), on_backends(MASKED))
+def test_random_masks_have_the_right_statistics(case: Case, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Every value is one that some mask gives; kept fractions and the mean change are within 5 standard deviations."""
-    got = merge(case, tmp_path / "out", monkeypatch)
+    got = merge(case, backend, tmp_path / "out", monkeypatch)
     same_layout(got, case.output())
     method = case.config()["merge_method"]
     found = measure(got, tasks(case.config(), case.models), method)

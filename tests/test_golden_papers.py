@@ -263,13 +263,15 @@ def selecting(paper: Paper) -> tuple[str, dict[str, Any]]:
     return "widen", {name: settings[name] for name in ("above_average_value_ratio", "score_calibration_value")}
 
 
+# kernels of these take long to compile, and give the interpreter's bits (tests/engine/test_codegen.py)
+@pytest.mark.parametrize("backend", ["torch", pytest.param("numba", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("paper", [p for name in ("breadcrumbs", "pcb", "sce_fuseai", "widen") for p in papers(name)], ids=str)
-def test_selection(paper: Paper, tmp_path: Path):
+def test_selection(paper: Paper, backend: str, tmp_path: Path):
     """Within 1e-7 (one spacing of float32 near 1): masks, ranks and scores are all the reference's, which a single wrong one would show by 1e-4."""
     base, experts = paper.models(tmp_path)
     name, params = selecting(paper)
     merged = getattr(plait.methods, name)(base=plait.open(base), experts=[plait.open(e) for e in experts], **params)
-    got = {n: t.value for n, t in write_out(merged, tmp_path / "out").items()}
+    got = {n: t.value for n, t in write_out(merged, tmp_path / "out", backend=backend).items()}
     off, tensor = furthest(got, paper.output)
     assert off <= (2.0**-23 if np.abs(paper.output[tensor]).max() > 1 else 1e-7), f"{tensor}: {off:.1e}"
 

@@ -602,7 +602,7 @@ def test_bytes_are_as_predicted(name: str, residency: str):
     @given(family=families(codes), workers=st.integers(1, 3))
     def check(family: Family, workers: int) -> None:
         with on_disk(family) as (folder, base, experts):
-            model, options = make(base, experts), plait.Options(memory="1GiB", workers=workers, residency=residency)
+            model, options = make(base, experts), plait.Options(memory="1GiB", workers=workers, residency=residency, backend="torch")
             plan = plait.plan_model(model, options)
             report = plait.write(model, folder / "out", options)
         predicted = plan.prediction

@@ -23,7 +23,7 @@ from plait.planner import blocks
 from plait.planner.cost import component_bytes
 from plait.planner.plan import Component
 from plait.planner.schedule import WINDOW
-from support import tiny
+from support import faults, tiny
 from support.stored import read_folder
 
 TWO = plait.Options(memory="256MiB", workers=2)
@@ -70,16 +70,20 @@ class Doubles:
         return call
 
 
+@pytest.mark.parametrize("most", [40, pytest.param(1 << 20, marks=pytest.mark.slow, id="all")])
 @pytest.mark.parametrize("name", ["linear", "ties", "slerp", "passthrough", "ties_global"])
-def test_failure_of_any_read_or_write(name: str, recipe: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Whichever call fails, the run ends with an error that names the tensor; what is finished is kept, and the same call ends with the same bytes."""
+def test_failure_of_any_read_or_write(name: str, most: int, recipe: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whichever call fails, the run ends with an error that names the tensor; what is finished is kept, and the same call ends with the same bytes.
+
+    Of many calls some, from the first to the last, stand for all.
+    """
     doubles = Doubles(monkeypatch, RuntimeError("the disk is on fire"))
     path, out = recipe(name), tmp_path / "out"
     names = list(tiny.SHAPES)
     plait.merge(path, tmp_path / "good", TWO)
     total = doubles.calls
     assert total >= len(names)
-    for k in range(1, total + 1):
+    for number, k in enumerate(faults.spread(total, most), 1):
         doubles.calls, doubles.fail_at = 0, k
         with pytest.raises(KernelError, match="the disk is on fire") as caught:
             tiny.bounded(lambda: plait.merge(path, out, TWO))
@@ -91,7 +95,7 @@ def test_failure_of_any_read_or_write(name: str, recipe: Callable[[str], Path], 
         kept = caught.value.facts.get("kept")
         assert tiny.leftovers(out) == ([".out.plait-partial"] if kept else [])
         assert ("the same command continues" in caught.value.advice) == bool(kept)
-        if k % 3 == 0:  # else the next failure meets what this one left
+        if number % 3 == 0:  # else the next failure meets what this one left
             doubles.fail_at = 0
             report = tiny.bounded(lambda: plait.merge(path, out, TWO))
             assert (report.bytes_resumed > 0) == bool(kept)

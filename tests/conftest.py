@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
 from pathlib import Path
-
-import hypothesis  # noqa: F401  it asks the collector about objects while it is imported, so before they are frozen
 
 import plait.engine.compile
 
@@ -18,9 +15,3 @@ os.environ.setdefault("PLAIT_VERIFY", "1")  # every program that a test lowers i
 os.environ.setdefault("PLAIT_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "kernels"))  # compile once for all tests, and leave the user's cache alone
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for jobs that a shell starts in the background; tests of Ctrl-C would wait for ever
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_collection_finish() -> None:
-    """Thousands of tests and what they import stay to the end: no collection need look at them, of which compiling kernels makes many."""
-    gc.collect()
-    gc.freeze()

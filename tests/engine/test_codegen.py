@@ -19,7 +19,7 @@ import pytest
 from plait.engine import compile as compiling
 from plait.engine.blockrun import RAW, BlockData, Window, make_runner
 from plait.engine.codegen import generate
-from plait.engine.compile import compile_missing
+from plait.engine.compile import cache_folder, compile_missing
 from plait.engine.kernel import Kernel
 from plait.ops.algebra import dot
 from plait.ops.errors import KernelError
@@ -323,7 +323,7 @@ def test_other_t_and_lambda_need_no_other_kernel():
 _SCRIPT = """
 import sys, numpy as np
 from plait.engine.codegen import generate
-from plait.engine.compile import compile_missing
+from plait.engine.compile import cache_folder, compile_missing
 from plait.engine.blockrun import BlockData, make_runner
 from plait.ops.tensor import load
 from plait.planner.program import lower
@@ -358,10 +358,25 @@ def test_cache(tmp_path: Path):
     assert made == 1
     good = path.read_bytes()
     assert run_script(tmp_path) == (path, 0)
+    path.write_bytes(good[: len(good) // 2])
+    assert run_script(tmp_path) == (path, 1)
+    assert path.stat().st_size > 100
+
+
+def test_damaged_machine_code_is_made_again(monkeypatch: pytest.MonkeyPatch):
+    """Whatever the damage: it is not loaded, and what takes its place is."""
+    leaf = load(("a", "w", 0, 0), (64,), "F32")
+    program = lower(leaf * 0.125 + 0.375, "F32", [leaf])
+    kernel = generate(program, program.stages[0])
+    monkeypatch.setattr(compiling, "_COMPILED", {})
+    compile_missing([kernel], 1)
+    path = cache_folder() / f"k_{kernel.key}.o"
+    good = path.read_bytes()
     for damage in (good[: len(good) // 2], b"", b"\0" * len(good), good[:-1] + bytes([good[-1] ^ 1])):
         path.write_bytes(damage)
-        assert run_script(tmp_path) == (path, 1)
-        assert path.stat().st_size > 100
+        for made in (1, 0):
+            compiling._COMPILED.clear()
+            assert compile_missing([kernel], 1) == made
 
 
 def test_cache_that_cannot_be_written(tmp_path: Path):

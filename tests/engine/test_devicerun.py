@@ -157,8 +157,15 @@ def test_the_bytes_of_compiled_kernels(name: str, folder: Path, tmp_path: Path, 
     assert bits(tmp_path / "gpu") == bits(tmp_path / "cpu")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", NAMES)
+#: Each recipe in one storage type, in turn; the others are slow.
+IN_TURN = [
+    pytest.param(name, dtype, id=f"{name}-{dtype}", marks=[] if DTYPES[i % 3] == dtype else [pytest.mark.slow])
+    for i, name in enumerate(NAMES)
+    for dtype in DTYPES
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), IN_TURN)
 def test_the_bytes_of_the_reference(name: str, dtype: str, folder: Path, tmp_path: Path, gpus: Any):
     """Every method and storage type, against the interpreter on the CPU; inputs go over as stored, each as often as it is read."""
     devices = gpus(1 << 33)

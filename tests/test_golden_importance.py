@@ -19,7 +19,7 @@ def merged(paper: Paper, method: str, tmp_path: Path, **params: Any) -> dict[str
     """The method over the case's base and experts."""
     base, experts = paper.models(tmp_path)
     model = getattr(plait.methods, method)(base=plait.open(base), experts=[plait.open(e) for e in experts], **params)
-    return {n: t.value for n, t in write_out(model, tmp_path / "out").items()}
+    return {n: t.value for n, t in write_out(model, tmp_path / "out", backend="torch").items()}
 
 
 @pytest.mark.parametrize("paper", papers("emr"), ids=str)

@@ -313,8 +313,8 @@ def test_della_over_model_stock_ranks_the_right_rows(tmp_path: Path):
     base, experts = models(tmp_path)
     stock = plait.methods.model_stock(base=base, experts=experts, filter_wise=True)
     nested = plait.methods.della(base=base, experts=[stock], density=0.5, epsilon=0.1)
-    whole = write_out(stock, tmp_path / "stock")["conv.weight"].value - conv(0)
-    kept = write_out(nested, tmp_path / "nested")["conv.weight"].value - conv(0)
+    whole = write_out(stock, tmp_path / "stock", backend="torch")["conv.weight"].value - conv(0)
+    kept = write_out(nested, tmp_path / "nested", backend="torch")["conv.weight"].value - conv(0)
     share = whole[kept != 0] / kept[kept != 0]
     assert 0 < share.size < whole.size
     assert set(np.round(share, 2)) <= {0.4, 0.6}
@@ -350,9 +350,9 @@ def test_a_model_wide_statistic_under_a_whole_op_is_known_before_it_runs(tmp_pat
     plan = plait.plan_model(at_once, memory="1GiB")
     assert plan.sweeps == 2
     assert not any("again" in note for note in plan.notes)
-    found = write_out(at_once, tmp_path / "at_once")
-    write_out(inner, tmp_path / "inner")
-    wanted = write_out(plait.methods.iso_c(base=base, experts=[plait.open(tmp_path / "inner")]), tmp_path / "in_two")
+    found = write_out(at_once, tmp_path / "at_once", backend="torch")
+    write_out(inner, tmp_path / "inner", backend="torch")
+    wanted = write_out(plait.methods.iso_c(base=base, experts=[plait.open(tmp_path / "inner")]), tmp_path / "in_two", backend="torch")
     for name, tensor in wanted.items():
         assert np.abs(found[name].value - tensor.value).max() <= 2e-6 * np.abs(tensor.value).max(), name
 

@@ -115,8 +115,13 @@ RUNS: dict[str, tuple[tuple[str, ...], Make]] = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_bits_do_not_depend_on_how_it_runs(name: str):
+#: Those that are compiled, too: each kind of op is among them, and every method's kernels are compared in tests/engine/test_codegen.py.
+COMPILED = {"linear", "slerp", "ties", "ties_global", "dare_ties", "della_and_magic", "iso_c", "breadcrumbs", "pcb", "widen", "nuslerp_in", "nuslerp_out"}
+BACKENDS = [pytest.param(n, b, id=f"{n}-{b}", marks=[pytest.mark.slow] if b == "numba" and n not in COMPILED else []) for n in RUNS for b in ("torch", "numba")]
+
+
+@pytest.mark.parametrize(("name", "backend"), BACKENDS)
+def test_bits_do_not_depend_on_how_it_runs(name: str, backend: str):
     """Any budget that works, 1 to 4 workers, sharded or not on either side, inputs kept or re-read, either backend: the same bits."""
     codes, make = RUNS[name]
 
@@ -133,12 +138,11 @@ def test_bits_do_not_depend_on_how_it_runs(name: str):
         with on_disk(family, min(shards, len(family.names))) as (folder, base, experts):
             model = make(base, experts)
             wanted = run(model, folder / "reference")
-            for backend in ("numba", "torch"):
-                least = plait.plan_model(model, plait.Options(memory="1GiB", backend=backend)).prediction.minimum_bytes
-                how = {"memory": least + extra, "workers": workers, "shard_size": shard_size, "backend": backend, "residency": residency}
-                assert run(model, folder / backend, **how) == wanted, backend
-                with pytest.raises(plait.BudgetTooSmall):
-                    plait.plan_model(model, plait.Options(memory=least - 1, backend=backend))
+            least = plait.plan_model(model, plait.Options(memory="1GiB", backend=backend)).prediction.minimum_bytes
+            how = {"memory": least + extra, "workers": workers, "shard_size": shard_size, "backend": backend, "residency": residency}
+            assert run(model, folder / backend, **how) == wanted
+            with pytest.raises(plait.BudgetTooSmall):
+                plait.plan_model(model, plait.Options(memory=least - 1, backend=backend))
 
     check()
 

@@ -143,7 +143,8 @@ class ResultCache:
             fd, partial = begun
             try:
                 write_result(fd, key, op, numbers, tensor, seconds)
-                partial.rename(path)
+                with self._mutex, locked(self.folder):  # whoever counts the files meanwhile could see it under neither name
+                    partial.rename(path)
             except BaseException:
                 with suppress(OSError):
                     partial.unlink()
@@ -205,7 +206,8 @@ def prepare_folder(folder: Path, *, make: bool = True) -> None:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if is_cache(folder) or not (make or folder.exists()):
             return
-        if any(name != _TAG for name in os.listdir(folder)):
+        others = any(not name.startswith(_TAG) for name in os.listdir(folder))
+        if others and not is_cache(folder):  # another process may have made it one since
             raise OutputError(f"{folder} is not empty and no cache of plait; give an empty or a new folder as --cache", path=str(folder))
         if not make:
             return

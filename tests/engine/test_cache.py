@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.cli import main
+from plait.engine import cache as cache_module
 from plait.engine.cache import ResultCache, files, locked, make_room
 from plait.engine.resultfile import HEAD_BYTES, Damaged, open_result, result_bytes
 from plait.engine.survey import check_entries, prune_to, survey
@@ -219,6 +221,44 @@ def test_processes_share_a_folder(tmp_path: Path):
     tiny.bounded(lambda: [process.join() for process in running], 300)
     assert [p.exitcode for p in running] == [0, 0, 0]
     assert check_entries(tmp_path / "c") == []
+
+
+def test_a_result_gets_its_name_under_the_lock(cache: ResultCache, monkeypatch: pytest.MonkeyPatch):
+    """Whoever counts what is taken holds the lock, so a file that is renamed meanwhile could be missed under both names, and the size outgrown."""
+    lock = cache_module.locked
+    held: list[Path] = []
+    renamed: list[bool] = []
+
+    @contextmanager
+    def noted(folder: Path) -> Iterator[int]:
+        with lock(folder) as fd:
+            held.append(folder)
+            yield fd
+            held.clear()
+
+    def rename(self: Path, target: Path) -> Path:
+        renamed.append(held == [cache.folder])
+        return self.replace(target)
+
+    monkeypatch.setattr(cache_module, "locked", noted)
+    monkeypatch.setattr(Path, "rename", rename)
+    assert cache.store(key(1), "polar", [1.0], tensor(1))
+    assert renamed == [True]
+
+
+def test_processes_make_a_folder_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What another has half made, or makes and uses just now, is a cache and nothing else."""
+    (tmp_path / "CACHEDIR.TAG.1.2.partial").touch()
+    ResultCache(tmp_path, 1 << 20)
+    listdir = os.listdir
+
+    def made_meanwhile(folder: Path) -> list[str]:
+        monkeypatch.setattr(os, "listdir", listdir)
+        ResultCache(folder, 1 << 20).store(key(1), "dot", [1.0])
+        return listdir(folder)
+
+    monkeypatch.setattr(os, "listdir", made_meanwhile)
+    assert ResultCache(tmp_path / "c", 1 << 20).holds(key(1))
 
 
 _KILLED = """

@@ -23,6 +23,8 @@ _HEAVY_SEEN = 8
 _BIN_BITS = 14
 #: Bins on either side of the one foreseen that are remembered: half a power of two.
 _NEAR = 256
+#: Bins below the largest key that are told apart, 2^24 between them; all smaller ones share the first.
+_BINS = 24 << (23 - _BIN_BITS)
 _PIECE = 1 << 16  #: elements counted at once, which bounds the memory
 _KEYS = 1 << 31
 
@@ -78,11 +80,14 @@ class Sampled:
         self._keys = magnitudes(values)
         if not self._keys.size:
             return
-        self._first = int(self._keys.min()) >> _BIN_BITS
-        count = (int(self._keys.max()) >> _BIN_BITS) - self._first + 1
-        self._bins = np.zeros(count, np.int64)
+        last = int(self._keys.max()) >> _BIN_BITS
+        self._first = max(last - _BINS, 0)  # few bins, for fresh memory is what costs here
+        self._bins = np.zeros(last - self._first + 1, np.int64)
         for at in range(0, self._keys.size, _PIECE):
-            self._bins += np.bincount((self._keys[at : at + _PIECE] >> np.uint32(_BIN_BITS)) - np.uint32(self._first), minlength=count)
+            bins = self._keys[at : at + _PIECE] >> np.uint32(_BIN_BITS)
+            np.maximum(bins, np.uint32(self._first), out=bins)
+            bins -= np.uint32(self._first)
+            self._bins += np.bincount(bins, minlength=self._bins.size)
         self._up_to = np.cumsum(self._bins)
 
     def guess(self, rank: str, *, nonzero: bool = False) -> Guess:
@@ -98,7 +103,8 @@ class Sampled:
         k = rank_from_top(rank, int(np.count_nonzero(self._keys)) if nonzero else size)
         place = size - max(k, 1)  # from the bottom
         at = int(np.searchsorted(self._up_to, place, side="right"))
-        inside = self._within((self._first + at) << _BIN_BITS, 1 << _BIN_BITS)
+        low = 0 if not at else (self._first + at) << _BIN_BITS
+        inside = self._within(low, ((self._first + at + 1) << _BIN_BITS) - low)
         place -= int(self._up_to[at]) - inside.size
         key = int(np.partition(inside, place)[place])
         near = self._bins[max(at - _NEAR, 0) : at + _NEAR + 1]

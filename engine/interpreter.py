@@ -168,4 +168,4 @@ class Interpreter:
         if window.low == -1:
             return Counts(coarse=coarse_counts(keys).cpu().numpy())
         above, fine = window_counts(keys, window.low, window.width)
-        return few_or_dense(int(above), fine.cpu().numpy())
+        return few_or_dense(int(above), fine[: window.width].cpu().numpy())

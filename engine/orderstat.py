@@ -22,7 +22,7 @@ import numpy.typing as npt
 from plait.engine.blockrun import Counts, Window
 from plait.engine.foresight import Guess
 from plait.ops.kernels.select import coarse_digit, place_in_window, rank_from_top
-from plait.planner.blocks import NARROW, SEARCH_PIECE, SPAN, SPARSE_LIMIT
+from plait.planner.blocks import NARROW, SEARCH_PIECE, SPARSE_LIMIT
 
 Histogram = npt.NDArray[np.int64]
 #: Every tie is kept.
@@ -62,8 +62,8 @@ class Statistic:
         guess: what a sample said of it.
         among: the number that the rank's fractions are taken of; None for `numel`.
         window: that is looked into, or that asks for the coarse digits.
-        above: elements above the window.
-        fine: how often each key of the window occurs.
+        above, inside: elements above the window, and in it.
+        dense: how often each key of the window occurs, once a block had too many of them to be remembered one by one.
         coarse: how often each coarse digit occurs, once that was counted.
         marks: for each block how often the window's heavy key occurs up to the end of each of its pieces, where that was counted.
         sparse: for each block the places in the window whose keys occur in it, or None where there were too many.
@@ -76,7 +76,8 @@ class Statistic:
     among: int | None = None
     window: Window = field(init=False)
     above: int = 0
-    fine: Histogram = field(default_factory=lambda: np.zeros(SPAN, np.int64))
+    inside: int = 0
+    dense: Histogram | None = None
     coarse: Histogram | None = None
     marks: dict[Any, npt.NDArray[np.int32]] = field(default_factory=dict)
     sparse: dict[Any, tuple[npt.NDArray[np.uint32], Histogram] | None] = field(default_factory=dict)
@@ -98,30 +99,51 @@ class Statistic:
         """Add what one block counted."""
         if counts.coarse is not None:
             self.coarse = counts.coarse.copy() if self.coarse is None else self.coarse + counts.coarse
+        self.above += counts.above
         if counts.dense is not None:
-            self.above += counts.above
-            self.fine[: counts.dense.size] += counts.dense
+            self.inside += int(counts.dense.sum())
             self.sparse[block] = None
+            self._add_densely(counts.dense)
         if counts.places is not None and counts.fine is not None:
-            self.above += counts.above
-            self.fine[counts.places] += counts.fine
+            self.inside += int(counts.fine.sum())
+            if self.dense is not None:
+                self.dense[counts.places] += counts.fine
             if counts.marks is not None:
                 self.marks[block] = counts.marks
             self.sparse[block] = (counts.places.astype(np.uint32), counts.fine)
+
+    def _add_densely(self, counted: npt.NDArray[Any]) -> None:
+        if self.dense is None:  # few statistics need it: deltas of 16-bit weights take few values
+            places, times = self._few()
+            self.dense = np.zeros(self.window.width, np.int64)
+            self.dense[places] = times
+        self.dense += counted
+
+    def _few(self) -> tuple[npt.NDArray[np.uint32], Histogram]:
+        """Places in the window whose keys occur, ascending, and how often, of all blocks that remember them."""
+        known = [entry for entry in self.sparse.values() if entry is not None and entry[0].size]
+        if not known:
+            return np.zeros(0, np.uint32), np.zeros(0, np.int64)
+        places, where = np.unique(np.concatenate([entry[0] for entry in known]), return_inverse=True)
+        times = np.zeros(places.size, np.int64)
+        np.add.at(times, where, np.concatenate([entry[1] for entry in known]))
+        return places, times
 
     def counts(self) -> Counts:
         """Everything counted so far, to be added to a wider statistic."""
         if self.window.low < 0:
             return Counts(coarse=self.coarse)
-        return few_or_dense(self.above, self.fine)
+        if self.dense is not None:
+            return few_or_dense(self.above, self.dense)
+        return Counts(self.above, *self._few())
 
     def foreseen(self) -> bool:
         """Whether the threshold lies in the window that was looked into."""
-        return self.k == 0 or (self.window.low >= 0 and self.above < self.k <= self.above + int(self.fine.sum()))
+        return self.k == 0 or (self.window.low >= 0 and self.above < self.k <= self.above + self.inside)
 
     def guess_again(self) -> bool:
         """Prepare for a pass over the window that the sample gives, once the exact counts at the first guess put it right; False where it gives none."""
-        better = self.guess.beside(self.k, self.above, int(self.fine.sum()), self.numel) if self.window.low >= 0 else None
+        better = self.guess.beside(self.k, self.above, self.inside, self.numel) if self.window.low >= 0 else None
         self.guess = Guess()
         if better is not None:
             self.look_into(better)
@@ -139,8 +161,7 @@ class Statistic:
 
     def look_into(self, window: Window) -> None:
         """Prepare for a pass over a window."""
-        self.window, self.above = window, 0
-        self.fine[:] = 0
+        self.window, self.above, self.inside, self.dense = window, 0, 0, None
         self.sparse.clear()
         self.marks.clear()
 
@@ -148,7 +169,12 @@ class Statistic:
         """The exact threshold; the window that was looked into must be the right one."""
         if self.k == 0:
             return Threshold(NOTHING, 0, 0)
-        place, greater, equal = place_in_window(self.fine, self.k - self.above)
+        if self.dense is not None:
+            place, greater, equal = place_in_window(self.dense, self.k - self.above)
+        else:
+            places, times = self._few()
+            number, greater, equal = place_in_window(times, self.k - self.above)
+            place = int(places[number])
         quota = equal if self.ties == "all" else self.k - self.above - greater
         return Threshold(self.window.low + place, quota, equal)
 

@@ -53,37 +53,38 @@ def coarse_digit(hist: Counts, k: int) -> tuple[int, int]:
     Raises:
         ValueError: `k` is below 1 or more than the elements counted.
     """
-    return _kth_bin(hist, k, COARSE_BINS)
+    if hist.shape != (COARSE_BINS,):
+        raise ValueError(f"the histogram has shape {hist.shape}, not ({COARSE_BINS},)")
+    return _kth_bin(hist, k)
 
 
 def place_in_window(fine: Counts, k_remaining: int) -> tuple[int, int, int]:
     """Where in a window of keys the `k_remaining`-th largest of its elements lies.
 
     Args:
-        fine: int64 `[131072]`, how often each key of the window occurs.
+        fine: int64, how often each key of the window occurs; those that do not may be left out.
         k_remaining: `k` less the elements above the window.
 
     Returns:
-        The place, so that the key is that of the window's first and so many more; how many elements of the window are greater;
+        The index into `fine`; how many elements of the window are greater;
         how many equal it. With G = above + greater, the top k are the G greater ones and the first
         k - G of the equal ones.
 
     Raises:
         ValueError: `k_remaining` is below 1 or more than the elements counted.
     """
-    place, greater = _kth_bin(fine, k_remaining, SPAN_BINS)
+    place, greater = _kth_bin(fine, k_remaining)
     return place, greater, int(fine[place])
 
 
-def _kth_bin(hist: Counts, k: int, bins: int) -> tuple[int, int]:
+def _kth_bin(hist: Counts, k: int) -> tuple[int, int]:
     """The highest bin b with at least k elements in bins b and above, and the count strictly above b."""
-    if hist.shape != (bins,):
-        raise ValueError(f"the histogram has shape {hist.shape}, not ({bins},)")
     from_top = np.cumsum(hist[::-1])
-    if not 1 <= k <= from_top[-1]:
-        raise ValueError(f"rank {k} is outside 1 to {from_top[-1]}, the number of elements counted")
+    counted = int(from_top[-1]) if from_top.size else 0
+    if not 1 <= k <= counted:
+        raise ValueError(f"rank {k} is outside 1 to {counted}, the number of elements counted")
     place = int(np.searchsorted(from_top, k))
-    return bins - 1 - place, int(from_top[place - 1]) if place else 0
+    return hist.size - 1 - place, int(from_top[place - 1]) if place else 0
 
 
 def count_from_density(density: Number, n: int) -> int:

@@ -266,7 +266,7 @@ def block(p: Program, stage: Stage, n: int, seed: int = 0) -> BlockData:
 
 def given_out(data: BlockData, result: Any) -> list[bytes]:
     """The bits of everything that a block gave."""
-    counts = [x for c in result.counts for x in (c.above, c.places, c.fine, c.coarse)]
+    counts = [x for c in result.counts for x in (c.above, c.places, c.fine, c.dense, c.coarse)]
     arrays: Iterable[Any] = [data.out, *data.keeps, np.array(result.sums), *counts]
     return [np.asarray(a).tobytes() for a in arrays if a is not None]
 

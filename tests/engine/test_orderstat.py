@@ -256,7 +256,7 @@ def test_a_wider_statistic_adds_up_tensors():
             local = Statistic("top 0.5", "first", part.size, Guess(window))
             local.add(0, count(part, window))
             wide.add(number, local.counts())
-        assert (wide.above, wide.fine.tolist()) == (whole.above, whole.fine.tolist())
+        assert (wide.above, wide.inside) == (whole.above, whole.inside)
         assert (wide.coarse is None) == (window.low >= 0)
         if window.low >= 0:
             assert wide.threshold() == whole.threshold()

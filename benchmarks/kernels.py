@@ -30,6 +30,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "ties": {**WEIGHTS, **DENSITY},
     "dare_linear": {**WEIGHTS, **DENSITY},
     "dare_ties": {**WEIGHTS, **DENSITY},
+    "della": {**WEIGHTS, **DENSITY, "epsilon": (0.1, 0.1, 0.1)},
     "model_stock": {},
     "breadcrumbs": {**WEIGHTS, **DENSITY, "gamma": (0.01, 0.01, 0.01)},
     "sce": {"select_topk": 0.1},

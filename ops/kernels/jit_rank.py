@@ -39,20 +39,64 @@ def row_ranks(x: Any, n: Any, ranks: Any, a: Any, b: Any, counts: Any) -> None:
     if n <= _TINY:
         _insertion(x, n, ranks, a)
         return
-    if n < _SHORT:
-        _radix(x, n, ranks, a, b, counts, 8, 4)
+    varying = _varying(x, n)
+    low, high = _lowest(varying), _highest(varying)
+    width = high - low + 1
+    if width <= 16:
+        _radix(x, n, ranks, a, b, counts, low, 8, 2)
+    elif width <= 20:
+        _radix(x, n, ranks, a, b, counts, low, 10, 2)
+    elif width <= 22:
+        _radix(x, n, ranks, a, b, counts, low, 11, 2)
+    elif n >= _SHORT:
+        _radix(x, n, ranks, a, b, counts, low, 11, 3)
+    elif width <= 24:
+        _radix(x, n, ranks, a, b, counts, low, 8, 3)
     else:
-        _radix(x, n, ranks, a, b, counts, 11, 3)
+        _radix(x, n, ranks, a, b, counts, low, 8, 4)
+
+
+@njit(nogil=True, boundscheck=False, error_model="numpy")
+def _varying(x: Any, n: Any) -> Any:
+    """The bits of |x| in which elements of a row differ: of changes of 16-bit weights the lower half has few, and one pass less is enough."""
+    first: Any = f32_to_bits(x[0])
+    varying = np.uint32(0)
+    for i in range(uint64(n)):
+        varying |= f32_to_bits(x[i]) ^ first
+    return varying & _MAGNITUDE
+
+
+@njit(nogil=True, boundscheck=False, error_model="numpy")
+def _lowest(bits: Any) -> Any:
+    """Place of the lowest set bit, 0 where there is none."""
+    place = int64(0)
+    while place < 31 and bits != 0 and not (bits >> np.uint32(place)) & np.uint32(1):
+        place += 1
+    return place
+
+
+@njit(nogil=True, boundscheck=False, error_model="numpy")
+def _highest(bits: Any) -> Any:
+    """Place of the highest set bit, 0 where there is none."""
+    place = int64(0)
+    while bits > np.uint32(1):
+        bits = np.uint32(bits >> np.uint32(1))
+        place += 1
+    return place
 
 
 @njit(inline="always")  # so that the width of a digit is a constant in the machine code
-def _radix(x: Any, n: Any, ranks: Any, a: Any, b: Any, counts: Any, bits: Any, digits: Any) -> None:
-    """Least significant digit first; each pass is stable, so equal keys stay in column order."""
-    _count_digits(x, n, counts, a, bits, digits)
+def _radix(x: Any, n: Any, ranks: Any, a: Any, b: Any, counts: Any, low: Any, bits: Any, digits: Any) -> None:
+    """Digits of the keys, least significant first; each pass is stable, so equal keys stay in column order.
+
+    They begin at bit `low` or, where they would end beyond bit 30, below it.
+    """
+    low = min(low, max(31 - bits * digits, 0))
+    _count_digits(x, n, counts, a, low, bits, digits)
     source, target = a, b
     for digit in range(digits):
         starts = counts[digit << bits : (digit + 1) << bits]
-        shift = uint64(32 + digit * bits)
+        shift = uint64(32 + low + digit * bits)
         if digit + 1 < digits:
             _scatter(source, target, n, starts, shift)
             source, target = target, source
@@ -80,7 +124,7 @@ def _pair(x: Any, i: Any) -> Any:
 
 
 @njit(inline="always")
-def _count_digits(x: Any, n: Any, counts: Any, a: Any, bits: Any, digits: Any) -> None:
+def _count_digits(x: Any, n: Any, counts: Any, a: Any, low: Any, bits: Any, digits: Any) -> None:
     """Fill `a` with pairs and `counts` with the first place of every value of every digit."""
     size = 1 << bits
     counts[: digits * size] = uint32(0)
@@ -89,7 +133,7 @@ def _count_digits(x: Any, n: Any, counts: Any, a: Any, bits: Any, digits: Any) -
         pair = _pair(x, i)
         a[uint64(i)] = pair
         for digit in range(digits):
-            counts[uint64(digit * size) + ((pair >> uint64(32 + digit * bits)) & mask)] += uint32(1)
+            counts[uint64(digit * size) + ((pair >> uint64(32 + low + digit * bits)) & mask)] += uint32(1)
     for digit in range(digits):
         place = uint32(0)
         for value in range(digit * size, (digit + 1) * size):

@@ -55,6 +55,18 @@ def test_kernel_equals_the_reference_on_long_rows(n, kind):
     assert kernel_ranks(x) == rank.row_ranks(x[None])[0].tolist()
 
 
+@settings(deadline=None, max_examples=150)
+@given(n=st.sampled_from([49, 300, 2047, 2048, 3000]), width=st.integers(1, 31), seed=st.integers(0, 2**32 - 1), data=st.data())
+def test_keys_may_differ_in_any_run_of_bits(n, width, seed, data):
+    """However many bits they differ in, wherever these lie, and whatever the bits around them are that all share."""
+    low = data.draw(st.integers(0, 31 - width))
+    rng = np.random.default_rng(seed)
+    shared = np.uint32(rng.integers(0, 1 << 31)) & ~np.uint32(((1 << width) - 1) << low)
+    bits = (rng.integers(0, 1 << width, n).astype(np.uint32) << np.uint32(low)) | shared | (rng.integers(0, 2, n).astype(np.uint32) << np.uint32(31))
+    x = bits.view(np.float32)
+    assert kernel_ranks(x) == rank.row_ranks(x[None])[0].tolist()
+
+
 def test_rows_are_ranked_one_by_one():
     """The reference ranks each row of a matrix by itself."""
     x = np.array([[3, -1, 2], [0, 0, -5]], np.float32)

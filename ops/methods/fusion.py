@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from plait.ops.algebra import exp, log, row_largest, row_sum, where
+from plait.ops.columns import by_row, row_values
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import method
 from plait.ops.order import quantile
@@ -46,6 +47,7 @@ def arcee_fusion(t: MergeInputs) -> LazyTensor:
     quantiles sorted[floor(q (n - 1))] of all elements, exactly; theta_0 elsewhere.
     """
     base, expert = t.origin, t.experts[0]
-    importance = abs(expert - base) * divergence(expert, base)
+    along = row_values(divergence(expert, base))  # one number a row, so that exponentials are taken in one pass alone
+    importance = abs(expert - base) * by_row(along, base)
     lower, median, upper = (quantile(importance, f"quantile {q}") for q in ("1/4", "1/2", "3/4"))
     return where(importance >= median + 1.5 * (upper - lower), expert, base)

@@ -42,6 +42,7 @@ from plait.engine.ticker import Ticker, Watch
 from plait.engine.worker import Host, Worker
 from plait.engine.writebehind import WriteBehind
 from plait.ops.errors import KernelError, Stopped
+from plait.ops.kernels.heap import keep_large_apart
 from plait.planner.cost import Lease, lease_of
 from plait.planner.plan import Component, Plan
 from plait.planner.schedule import WINDOW, stage_sweeps
@@ -93,6 +94,8 @@ def execute(
         PlaitError: whatever went wrong first; no worker runs any more when it is raised.
     """
     found, watch = found or Found(), watch or Watch()
+    if any(stage.wholes for program in plan.programs for stage in program.stages):
+        keep_large_apart()
     reader.lanes = watch.lanes
     report = Report(bytes_resumed=found.nbytes)
     for number in range(1, plan.workers + 1):

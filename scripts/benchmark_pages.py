@@ -24,6 +24,7 @@ NOTE = "<!-- Written by scripts/benchmark_pages.py from benchmarks/results; run 
 MIB, GIB = 1 << 20, 1 << 30
 TITLES = {
     "1.1b": "base and experts of 1.1 billion parameters",
+    "1.1b-width-1layer": "one layer of 1.1B width, with its embedding and head",
     "70b-width-1layer": "one layer of 70B width, with its embedding and head",
 }
 OWN = """## Your machine, your shapes

@@ -41,8 +41,12 @@ class Looking:
             return dict.fromkeys(selects, Guess())
         nodes = self.program.nodes
         found = self._sample(stage, selects, sample_pieces(self.program, stage), SAMPLE_PIECE)
-        sampled = {node: Sampled(values) for node, values in found.items()}
-        return {i: sampled[nodes[i].inputs[0]].guess(str(nodes[i].param("rank")), nonzero=len(nodes[i].inputs) > 1) for i in selects}
+        guesses: dict[int, Guess] = {}
+        for node, values in found.items():
+            sampled = Sampled(values)  # one at a time, which is what memory is predicted for
+            mine = [i for i in selects if nodes[i].inputs[0] == node]
+            guesses |= {i: sampled.guess(str(nodes[i].param("rank")), nonzero=len(nodes[i].inputs) > 1) for i in mine}
+        return guesses
 
     def settle(self, stage: Stage, selects: list[int]) -> dict[int, Array]:
         """Thresholds and tie limits of a small tensor, straight from its values."""

@@ -103,21 +103,23 @@ class Statistic:
         if counts.dense is not None:
             self.inside += int(counts.dense.sum())
             self.sparse[block] = None
-            self._add_densely(counts.dense)
+            self._counters()[:] += counts.dense
         if counts.places is not None and counts.fine is not None:
             self.inside += int(counts.fine.sum())
-            if self.dense is not None:
-                self.dense[counts.places] += counts.fine
+            few = counts.places.size <= SPARSE_LIMIT
+            if self.dense is not None or not few:
+                self._counters()[counts.places] += counts.fine
             if counts.marks is not None:
                 self.marks[block] = counts.marks
-            self.sparse[block] = (counts.places.astype(np.uint32), counts.fine)
+            self.sparse[block] = (counts.places.astype(np.uint32), counts.fine) if few else None
 
-    def _add_densely(self, counted: npt.NDArray[Any]) -> None:
-        if self.dense is None:  # few statistics need it: deltas of 16-bit weights take few values
+    def _counters(self) -> Histogram:
+        """One for each key of the window, with all that was added so far; few statistics need them: deltas of 16-bit weights take few values."""
+        if self.dense is None:
             places, times = self._few()
             self.dense = np.zeros(self.window.width, np.int64)
             self.dense[places] = times
-        self.dense += counted
+        return self.dense
 
     def _few(self) -> tuple[npt.NDArray[np.uint32], Histogram]:
         """Places in the window whose keys occur, ascending, and how often, of all blocks that remember them."""

@@ -24,11 +24,10 @@ SEEN_WHOLE = 1 << 16  #: tensors of no more elements are no larger than a sample
 SAMPLE_PIECES, SAMPLE_PIECE, SAMPLE_LIMIT = 16, 4096, 1 << 18
 #: The pieces where computing an element takes so many operations that another pass would cost far more than a better sample.
 MORE_PIECES, COSTLY_FLOPS = 64, 32
-#: The same for a model-wide one: pieces of the whole model.
+#: The same for a model-wide one: pieces of the whole model, and elements of each.
 SCOPE_PIECES, SCOPE_PIECE = 512, 512
-#: Distinct values of one block that an order statistic remembers with their counts; more are counted again when needed.
 CHECKED_COLUMNS = 509  #: sums of 64-bit words that a checksum of output bytes is taken of (`plait/engine/checksum.py`)
-SPARSE_LIMIT = 512
+SPARSE_LIMIT = 512  #: distinct values of one block that an order statistic remembers with their counts; more are counted again when needed
 RANK_COUNTS = 3 << 11  #: counters of the radix sort behind row ranks
 STRIPS = 16  #: runs of blocks over which columns are summed up, each by one worker
 PAGE = 4096

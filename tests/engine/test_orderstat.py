@@ -146,6 +146,22 @@ def test_blocks_of_many_values_are_not_remembered():
     assert statistic.equal_in("never added", threshold) is None
 
 
+def test_a_tensor_whose_blocks_remember_too_much_together_is_not_remembered():
+    """What a tensor hands up is counted in full, and remembered only up to the limit that memory is predicted for."""
+    many = (np.uint32(0x3D800000) + np.arange(3 * SPARSE_LIMIT, dtype=np.uint32)).view(np.float32)
+    window = Window(0x3D800000)
+    local, _ = counted(np.split(many, 3), [0, 1, 2], "0.5", "first", window)
+    assert local.dense is None, "each block remembers its own"
+    wide = Statistic("top 0.5", "first", many.size + 5, Guess(window))
+    wide.add("few", count(many[:5], window))
+    wide.add("many", local.counts())
+    assert wide.sparse["many"] is None
+    threshold = wide.threshold()
+    assert (threshold.key, threshold.quota, threshold.equal) == sorted_threshold(np.concatenate([many[:5], many]), "0.5", "first")
+    assert wide.equal_in("few", threshold) == 0
+    assert wide.equal_in("many", threshold) is None
+
+
 def test_all_ties_and_no_ties_need_no_reading():
     """Where every tie or none is kept, no block is looked at."""
 

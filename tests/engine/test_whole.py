@@ -213,6 +213,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_merges_with_whole_matrices_keep_large_arrays_apart(*, whole: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Merges that stream leave the C library as it is."""
+    asked: list[bool] = []
+    monkeypatch.setattr("plait.engine.executor.keep_large_apart", lambda: asked.append(True))
+    base, *experts = (plait.open(folder / name) for name in ("base", "expert1", "expert2"))
+    model = plait.methods.tsv_m(base=base, experts=experts) if whole else base + 0.5 * (experts[0] - base)
+    plait.write(model, tmp_path / "out", plait.Options(memory="1GiB", workers=1, backend="torch"))
+    assert asked == [True] * whole
+
+
 @pytest.mark.parametrize("method", CHAINS)
 def test_chains_of_whole_ops_on_a_gpu(method: str, folder: Path, tmp_path: Path, gpu: Any):
     """The CPU's bits, since the numerics are one function; no op takes more of the device than was predicted for it, the allocator's slack left out."""

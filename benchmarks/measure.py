@@ -21,6 +21,8 @@ from typing import Any
 
 from memory_70b import IMPORT_ONLY, WITH_MODULES, private_bytes
 
+from plait.watching import variables
+
 MIB = 1 << 20
 SAMPLE_S = 0.005
 
@@ -62,7 +64,7 @@ def run(command: Sequence[str], every_s: float = SAMPLE_S, environment: Mapping[
     samples: list[tuple[float, int]] = []
     with tempfile.TemporaryFile() as log:
         start = time.perf_counter()
-        process = subprocess.Popen(list(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **(environment or {})})
+        process = subprocess.Popen(list(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=variables(environment))
         try:
             while True:
                 pid, status, usage = os.wait4(process.pid, os.WNOHANG)
@@ -103,11 +105,11 @@ def import_baseline(recipe: Path, out: Path, memory: str) -> int:
         memory: budget for that merge.
     """
     command = [sys.executable, "-c", WITH_MODULES, "merge", str(recipe), str(out), "--memory", memory]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=variables())
     if done.returncode:
         raise CommandFailed(command, done.returncode, done.stderr)
     names = [n for n in json.loads(done.stderr.splitlines()[-1]) if not n.startswith("plait_kernel_") and n != "__main__"]
-    with subprocess.Popen([sys.executable, "-c", IMPORT_ONLY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, "-c", IMPORT_ONLY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables()) as process:
         stdout, stdin = process.stdout, process.stdin
         if stdin is None or stdout is None:
             raise AssertionError("both are pipes")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.ops.errors import KernelError
-from plait.watching import Command, Watched, private_bytes, watch
+from plait.watching import Command, Watched, private_bytes, variables, watch
 
 #: `plait ARGS`, and then the names of all imported modules in the file that is named first.
 _WITH_MODULES = """
@@ -81,7 +81,7 @@ def noted(found: Watched, names: Path) -> Measured:
 def import_bytes(modules: Sequence[str]) -> int:
     """Private memory of a process that has only imported some modules."""
     wanted = [name for name in modules if name != "__main__"]
-    with subprocess.Popen([sys.executable, "-c", _IMPORT_ONLY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, "-c", _IMPORT_ONLY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables()) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(json.dumps(wanted) + "\n")

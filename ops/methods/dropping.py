@@ -41,7 +41,8 @@ def drop(t: MergeInputs, expert: int, density: float, seed: int, rescale: bool, 
     kept = where(mask, delta, 0.0)
     if not rescale:
         return kept
-    return kept / density if rescale_by == "probability" else same_l1(kept, delta)
+    # dividing every element takes four times as long, and differs by one unit in the last place of float32 at most
+    return kept * (1.0 / density) if rescale_by == "probability" else same_l1(kept, delta)
 
 
 @solver

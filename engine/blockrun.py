@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from ctypes import memset
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from plait.engine.cfunctions import c_addresses
 from plait.engine.codegen import generate
 from plait.engine.kernel import Kernel
 from plait.ops.kernels.select import SCAN
-from plait.planner.blocks import BLOCK, CHUNK, COARSE, RANK_COUNTS, SEARCH_PIECE, SPAN, SPARSE_LIMIT, block_elements
+from plait.planner.blocks import BLOCK, CHUNK, COARSE, PULL_PIECE, RANK_COUNTS, SEARCH_PIECE, SPAN, SPARSE_LIMIT, block_elements
 from plait.planner.program import Program, Stage
 
 if TYPE_CHECKING:
@@ -49,13 +51,14 @@ class BlockData:
     Attributes:
         n: elements of the block.
         start: flat index of its first element in the tensor.
-        inputs: stored bits of each load, in `Stage.loads` order: uint16 for 16-bit floats, else float32.
+        inputs: stored bits of each load, in `Stage.loads` order: uint16 for 16-bit floats, else float32. With `sources` only room for a piece.
         residents: float32 values of each whole result, in `Stage.residents` order.
         out: where the stored bits of the output go, or None.
         keeps: float32 destinations of `Stage.keeps`.
         smalls: value of every small node that the stage uses, by node.
         streams: `(key0, key1, word2, word3)` of each random node.
         windows: for each order statistic what is counted.
+        sources: file descriptor and byte offset of the block in each input, for a kernel that reads them itself; None where `inputs` hold it.
     """
 
     n: int
@@ -67,6 +70,7 @@ class BlockData:
     smalls: dict[int, Any]
     streams: list[tuple[int, int, int, int]]
     windows: list[Window]
+    sources: list[tuple[int, int]] | None = None
 
 
 @dataclass(slots=True)
@@ -100,6 +104,7 @@ class BlockResult:
         columns: for each fold by columns its float64 vector; valid until the worker's next block.
         rows: for each fold that gathers the values of rows those of the block's rows; likewise.
         words: sums of the output's words for its checksum (`checksum.digest_of`), likewise; None where the runner does not take them.
+        reading_ns: of the time, what was spent in reading inputs.
     """
 
     sums: list[float]
@@ -108,6 +113,11 @@ class BlockResult:
     columns: list[Array] = field(default_factory=list)
     rows: list[Array] = field(default_factory=list)
     words: Array | None = None
+    reading_ns: int = 0
+
+
+class ReadFailed(Exception):
+    """A kernel could not read an input; its caller can find out why."""
 
 
 class BlockRunner(Protocol):
@@ -116,7 +126,11 @@ class BlockRunner(Protocol):
     kernel: Kernel
 
     def run(self, data: BlockData) -> BlockResult:
-        """Compute one block."""
+        """Compute one block.
+
+        Raises:
+            ReadFailed: of inputs that it reads itself; nothing else is lost, the block may be tried again.
+        """
 
 
 class Carver:
@@ -189,6 +203,8 @@ class CompiledRunner:
             self.found, self.places, self.times = carve((count,), np.int64), carve((count, SPARSE_LIMIT), np.uint32), carve((count, SPARSE_LIMIT), np.int64)
             self.marks = carve((count, BLOCK // SEARCH_PIECE), np.int32)
             self.fixed += [self.found, self.places, self.times, self.marks]
+        self.pull = carve((8 + 3 * len(stage.loads),), np.int64) if kernel.pulls else None
+        self.fixed += [] if self.pull is None else [self.pull]
         if kernel.ranks:
             count, length = len(kernel.ranks), stage.row_length
             self.fixed += [
@@ -209,6 +225,8 @@ class CompiledRunner:
         streams = np.array(data.streams or [(0, 0, 0, 0)], np.uint32)
         if k.selects:
             self._clear(data.windows)
+        if self.pull is not None:
+            self._aim(self.pull, data)
         tables = [np.ascontiguousarray(data.smalls[i], np.float64) for i in k.tables]
         out = [] if data.out is None else [data.out]
         row = self.stage.row_length or data.n
@@ -217,12 +235,24 @@ class CompiledRunner:
         status = self.function(self._unused, self._unused, data.n, data.start, row, *pointers, *self._fixed)
         if status:
             raise RuntimeError(f"the compiled kernel {k.key} ended with status {status}; please report this")
+        if self.pull is not None and self.pull[3]:
+            raise ReadFailed
         counts = [self._counts(i, window.low, data.n) for i, window in enumerate(data.windows)] if k.selects else []
         columns = [] if self.columns is None else list(self.columns)
         count = data.n // row
         rows = [] if self.rows is None else [self.rows[i * count : (i + 1) * count] for i in range(len(k.gathered))]
         words = self.words if data.n <= _MOST_SUMMED else None
-        return BlockResult(self.facc[: len(k.sums)].tolist(), counts, self.peaks[: len(k.checked) + self.stage.store].tolist(), columns, rows, words)
+        peaks = self.peaks[: len(k.checked) + self.stage.store].tolist()
+        reading = 0 if self.pull is None else int(self.pull[2])
+        return BlockResult(self.facc[: len(k.sums)].tolist(), counts, peaks, columns, rows, words, reading)
+
+    def _aim(self, pull: Array, data: BlockData) -> None:
+        """Say where the inputs are (`ops/kernels/jit_pull.py`)."""
+        pread, clock = c_addresses()
+        sources = data.sources or [(-1, 0)] * len(data.inputs)
+        pull[:6] = pread, data.n if data.sources is None else PULL_PIECE, 0, 0, clock, time.CLOCK_MONOTONIC
+        for k, ((fd, offset), array) in enumerate(zip(sources, data.inputs, strict=True)):
+            pull[8 + 3 * k], pull[9 + 3 * k], pull[10 + 3 * k] = fd, offset, array.itemsize
 
     def _clear(self, windows: list[Window]) -> None:
         self.above[:] = 0

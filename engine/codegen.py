@@ -21,7 +21,7 @@ from plait.engine.foldgen import fold_lines, only_folds
 from plait.engine.kernel import PRELUDE, Kernel
 from plait.ops.kernels.select import SCAN
 from plait.ops.op import NUMBER_FOLDS, OPS
-from plait.planner.blocks import BLOCK, CHECKED_COLUMNS, CHUNK, COARSE, SEARCH_PIECE, SPAN, SPARSE_LIMIT, checked_loads
+from plait.planner.blocks import BLOCK, CHECKED_COLUMNS, CHUNK, COARSE, SEARCH_PIECE, SPAN, SPARSE_LIMIT, checked_loads, pulls_inputs
 from plait.planner.program import Node, Program, Stage, data_inputs
 
 _LOADS = {"BF16": ("uint16", "load_bf16({})"), "F16": ("uint16", "load_f16({})"), "F32": ("float32", "{}")}
@@ -64,6 +64,7 @@ class _Generator:
         self.kernel.word_sums = _WORD_SUMS[program.dtype][1:] if stage.store else None
         self.kernel.checked = list(checked_loads(program, stage))
         self.unchecked = list(self.kernel.checked)
+        self.kernel.pulls = pulls_inputs(stage)
         self.phase = self._phases()
         self.prologue: list[str] = []
         self.ids: dict[int, int] = {}
@@ -94,7 +95,8 @@ class _Generator:
         folds = ""
         if only_folds(self.nodes, self.stage):
             k = self.kernel
-            folds, body = fold_lines(self.nodes, self.stage, k.sums, self.counts, self.reductions, k.checked, lambda i: f"in{self._id(i)}", self._slot)
+            folds, begin, body = fold_lines(self.nodes, self.stage, k.sums, self.counts, self.reductions, k.checked, lambda i: f"in{self._id(i)}", self._slot)
+            body = [*begin, "while filled < n:", *_indent([*self._next_piece("filled"), body[0]], 1), *body[1:]]
         else:
             for phase in range(max(self.phase.values(), default=0) + 1):
                 body += self._phase(phase)
@@ -114,6 +116,7 @@ class _Generator:
             width = _WORD_SUMS[self.program.dtype][2]
             lines += _indent([f"summed = n // {width} * {width}", f"words[:{width}] = 0"], 1)
         lines += _indent([f"cols[{f}, :row] = 0.0" for f in range(len(k.columns))], 1)
+        lines += ["    at = filled = int64(0)"] if k.pulls else []
         lines += _indent(body, 1) if folds else ["    for r in range(n // row):", "        base = r * row", *_indent(body, 2)]
         for number in range(len(k.selects)):
             lines += [
@@ -157,6 +160,8 @@ class _Generator:
                 ("times", "int64", SPARSE_LIMIT),
                 ("marks", "int32", BLOCK // SEARCH_PIECE),
             ]
+        if self.kernel.pulls:
+            arguments.append(("pull", "int64", None))
         if self.kernel.ranks:
             arguments += [("X", "float32", "row"), ("ranks", "int32", "row"), ("pairs", "uint64", "row"), ("counts", "uint32", None)]
         return arguments
@@ -184,6 +189,7 @@ class _Generator:
         self.scratch_rows = max(self.scratch_rows, len(scratch))
         lines = [f"acc[{self.reductions.index(i)}, :] = {self._identity(i)}" for i in here]
         lines += [f"for c in range(0, row, {CHUNK}):", f"    m = min({CHUNK}, row - c)", "    p = base + c"]
+        lines += _indent(self._pull(), 1)
         lines += _indent(self._chunk(sweep, scratch, counted, ranked, kept, stores), 1)
         if scratch:
             pads = [f"        F[{k}, j] = float32(0.0)" for k in scratch.values()]
@@ -226,6 +232,25 @@ class _Generator:
                 stack.extend(j for j in data_inputs(self.nodes[i]) if self.nodes[j].space == "tensor")
         return sorted(found)
 
+    def _pull(self) -> list[str]:
+        """Have the next piece of every input read, where the last one is used up."""
+        if not self.kernel.pulls:
+            return []
+        return ["if p >= filled:", *_indent(self._next_piece("p"), 1)]
+
+    def _next_piece(self, first: str) -> list[str]:
+        names = [f"in{self._id(i)}" for i in self.stage.loads]
+        failed = " or ".join(f"not pull_piece(pull, int64({k}), {name}, at, filled - at)" for k, name in enumerate(names))
+        return [
+            f"at = int64({first})",
+            "filled = at + min(pull[1], n - at)",
+            "begun = clock(pull)",
+            f"if {failed}:",
+            "    pull[3] = 1",
+            "    return",
+            "pull[2] += clock(pull) - begun",
+        ]
+
     def _chunk(self, sweep: list[int], scratch: dict[int, int], counted: list[int], ranked: list[int], kept: list[int], stores: bool) -> list[str]:
         lines = []
         for i in sweep:
@@ -234,7 +259,7 @@ class _Generator:
                 lines.append(f"philox_fill(U[{u}], start + p, m, streams[{u}, 0], streams[{u}, 1], streams[{u}, 2], streams[{u}, 3])")
                 lines.append(f"u{self._id(i)} = U[{u}]")
             elif self.nodes[i].kind == "load":
-                lines.append(f"a{self._id(i)} = in{self._id(i)}[p:p + m]")
+                lines.append(f"a{self._id(i)} = in{self._id(i)}[{'p - at:p - at + m' if self.kernel.pulls else 'p:p + m'}]")
             elif self.nodes[i].kind == "whole":
                 lines.append(f"a{self._id(i)} = res{self._id(i)}[p:p + m]")
             elif self.nodes[i].op == "row_rank":

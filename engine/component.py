@@ -22,7 +22,7 @@ from plait.engine.smalls import SmallValues
 from plait.engine.whole import give_numbers, run_whole, turn, whole_value
 from plait.engine.worker import Host, Worker, like_in_page
 from plait.ops.kernels.heap import give_back
-from plait.planner.blocks import block_count, block_elements, seen_whole
+from plait.planner.blocks import PULL_PIECE, block_count, block_elements, seen_whole
 from plait.planner.liveness import StageLife, lifetimes
 from plait.planner.plan import Component
 from plait.planner.program import Program, Stage, scope_of
@@ -269,13 +269,23 @@ class ComponentRun:
         size = block_elements(stage, self.program.numel)
         return [(b, b * size, min(size, self.program.numel - b * size)) for b in range(block_count(stage, self.program.numel))]
 
-    def block_data(self, worker: Worker, stage: Stage, first: int, n: int, out: Array | None, keeps: list[Array]) -> BlockData:
-        """Read a block's inputs and gather what else it is computed from."""
-        inputs = [self._input(worker, load, first, n) for load in stage.loads]
+    def block_data(self, worker: Worker, stage: Stage, first: int, n: int, out: Array | None, keeps: list[Array], *, pulled: bool = False) -> BlockData:
+        """Read a block's inputs, or say where they are for a kernel that reads them itself, and gather what else it is computed from."""
+        pulled = pulled and not self.raw
+        inputs = [(self._room if pulled else self._input)(worker, load, first, n) for load in stage.loads]
+        sources = [(self.host.reader.fd(ref.file), ref.start + first * RAW[ref.dtype].itemsize) for ref in map(self.ref, stage.loads)] if pulled else None
         residents = [whole_value(self, i).reshape(-1)[first : first + n] for i in stage.residents]
         kernel_smalls = self.smalls.of_stage(stage)
         streams = self.smalls.streams(stage)
-        return BlockData(n, first, inputs, residents, out, keeps, kernel_smalls, streams, [])
+        return BlockData(n, first, inputs, residents, out, keeps, kernel_smalls, streams, [], sources)
+
+    def _room(self, worker: Worker, load: int, first: int, n: int) -> Array:
+        """Where pieces of a block's input go."""
+        ref = self.ref(load)
+        dtype = RAW[ref.dtype]
+        room = like_in_page(worker.inputs[load], min(n, PULL_PIECE) * dtype.itemsize, ref.start + first * dtype.itemsize, dtype.itemsize)
+        typed: Array = room.view(dtype)
+        return typed
 
     def _input(self, worker: Worker, load: int, first: int, n: int) -> Array:
         ref = self.ref(load)

@@ -84,18 +84,19 @@ class Finiteness:
             CheckpointError: an input is not finite.
             KernelError: the output is not.
         """
-        arrays = [data.inputs[stage.loads.index(load)] for load in checked]
+        # where a kernel read them itself, piece by piece, only the last piece is there: then they are read once more
+        arrays = [None if data.sources is not None else data.inputs[stage.loads.index(load)] for load in checked]
         storages = [run.ref(load).dtype for load in checked]
         if data.out is not None:
             arrays, storages = [*arrays, data.out], [*storages, run.program.dtype]
         if peaks is None:
-            peaks = [peak(array, storage) for array, storage in zip(arrays, storages, strict=True)]
+            peaks = [peak(array, storage) for array, storage in zip(arrays, storages, strict=True) if array is not None]
         for number, (found, storage) in enumerate(zip(peaks, storages, strict=True)):
             if found >= _BITS[storage][2]:
                 if number < len(checked):
-                    self._input(run.ref(checked[number]), arrays[number])
-                else:
-                    self._output(run, stage, data, arrays[number])
+                    self._input(run.ref(checked[number]), arrays[number], data)
+                elif data.out is not None:
+                    self._output(run, stage, data, data.out)
 
     def watch(self, ref: TensorRef) -> Callable[[Array], None] | None:
         """What bytes of an input that is copied without decoding are shown to; None where they are no floats that can be told."""
@@ -105,7 +106,7 @@ class Finiteness:
 
         def see(piece: Array) -> None:
             if peak(piece, storage) >= _BITS[storage][2]:
-                self._input(ref, piece)
+                self._input(ref, piece, None)
 
         return see
 
@@ -119,17 +120,26 @@ class Finiteness:
         if nan + infinite:
             self._found_input(ref, nan, infinite)
 
-    def _count(self, ref: TensorRef) -> tuple[int, int]:
-        buffer, nan, infinite = np.empty(min(_PIECE, ref.nbytes), np.uint8), 0, 0
-        for first in range(0, ref.nbytes, _PIECE):
-            piece = buffer[: min(_PIECE, ref.nbytes - first)]
+    def _count(self, ref: TensorRef, start: int = 0, nbytes: int | None = None) -> tuple[int, int]:
+        end = ref.nbytes if nbytes is None else start + nbytes
+        buffer, nan, infinite = np.empty(min(_PIECE, end - start), np.uint8), 0, 0
+        for first in range(start, end, _PIECE):
+            piece = buffer[: min(_PIECE, end - first)]
             self._reader.read_into(ref.file, ref.start + first, piece)
             more = count(piece, ref.dtype)
             nan, infinite = nan + more[0], infinite + more[1]
         return nan, infinite
 
-    def _input(self, ref: TensorRef, piece: Array) -> None:
-        self._found_input(ref, *(count(piece, ref.dtype) if self._allow else self._count(ref)))
+    def _input(self, ref: TensorRef, piece: Array | None, data: BlockData | None) -> None:
+        if not self._allow:
+            found = self._count(ref)
+        elif piece is not None:
+            found = count(piece, ref.dtype)
+        else:
+            assert data is not None
+            size = BY_CODE[ref.dtype].itemsize
+            found = self._count(ref, data.start * size, data.n * size)
+        self._found_input(ref, *found)
 
     def _found_input(self, ref: TensorRef, nan: int, infinite: int) -> None:
         if self._allow:

@@ -41,8 +41,8 @@ def fold_lines(
     checked: Sequence[int],
     name: Callable[[int], str],
     slot: Callable[[int], int],
-) -> tuple[str, list[str]]:
-    """The description of the loop, as source, and the lines that call it.
+) -> tuple[str, list[str], list[str]]:
+    """The description of the loop, as source, the lines that clear what it adds to, and those that call it for a piece and read the result.
 
     Args:
         nodes, stage: what is computed.
@@ -69,9 +69,12 @@ def fold_lines(
         tuple(numbers[nodes[i].inputs[0]] for i in tops),
         tuple(stage.loads.index(i) for i in checked),
     )
-    lines = [f"folds(acc, U[0], s, ({', '.join(name(i) for i in stage.loads)},), n)"]
+    begin = [f"acc[{reductions.index(i)}, :] = 0.0" for i in added]
+    empty = ["0"] * len(counts) + ["least_key"] * len(tops) + ["0"] * len(checked)
+    begin += [f"U[0, {place}] = {value}" for place, value in enumerate(empty)]
+    lines = [f"folds(acc, U[0], s, ({', '.join(name(i) for i in stage.loads)},), filled - at)"]
     lines += [f"facc[{sums.index(i)}] = float64(U[0, {place}])" for place, i in enumerate(counts)]
     lines += [f"facc[{sums.index(i)}] = float64(largest_of_key(U[0, {len(counts) + place}]))" for place, i in enumerate(tops)]
     lines += [f"peak[{place}] = U[0, {len(counts) + len(tops) + place}]" for place in range(len(checked))]
     lines += [f"facc[{sums.index(i)}] = combine(acc[{reductions.index(i)}])" for i in added]
-    return f"folds = fold_sweep(Folds(*{folds!r}))", lines
+    return f"folds = fold_sweep(Folds(*{folds!r}))", begin, lines

@@ -11,8 +11,9 @@ import numpy as np
 from numba import boolean, carray, float32, float64, int32, int64, types, uint8, uint16, uint32, uint64
 from plait.ops.kernels.jit_bits import add_words16, add_words32, bits_to_f32, f32_to_bits, load_bf16, load_f16, peak16, peak32, store_bf16, store_f16
 from plait.ops.kernels.jit_elementary import exp_f32, log_f64, tanh_f32
-from plait.ops.kernels.jit_folds import Folds, fold_sweep, largest_of_key
+from plait.ops.kernels.jit_folds import Folds, fold_sweep, largest_of_key, least_key
 from plait.ops.kernels.jit_philox import philox_fill
+from plait.ops.kernels.jit_pull import clock, pull_piece
 from plait.ops.kernels.jit_rank import row_ranks
 from plait.ops.kernels.jit_reduce import accumulate_columns, combine, larger, row_largest, row_max, sum_sweep
 from plait.ops.kernels.jit_select import count_keys, harvest
@@ -39,6 +40,7 @@ class Kernel:
         word_sums: dtype and number of the sums that a checksum of the output is taken of; None where the stage stores nothing.
         checked: loads whose largest magnitude the kernel finds, in order; that of the output follows where the stage stores.
         scratch: rows of the chunk scratch `F`, of the accumulators `acc`.
+        pulls: it reads its inputs itself, a piece of each at a time (`ops/kernels/jit_pull.py`).
         arrays: how many arrays the function takes, as pointers, after `n`, `start` and `row`.
     """
 
@@ -55,4 +57,5 @@ class Kernel:
     checked: list[int] = field(default_factory=list)
     word_sums: tuple[str, int] | None = None
     scratch: tuple[int, int] = (1, 1)
+    pulls: bool = False
     arrays: int = 0

@@ -68,6 +68,13 @@ class Lane:
         self._since, self.state = now, state
         return before
 
+    def spent_in(self, state: int, ns: int) -> None:
+        """Of the time that the lane is in its state now, so many nanoseconds were spent in another."""
+        if self._slices is not None:
+            self._slices(self, state, self._since, self._since + ns)
+        self._ns[state] += ns
+        self._since += ns
+
     @contextmanager
     def writing(self, nbytes: int) -> Iterator[None]:
         """The lane writes so many bytes while this is entered."""

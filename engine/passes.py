@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from plait.engine.blockrun import IDLE, RAW, Array, BlockResult, BlockRunner
+from plait.engine.blockrun import IDLE, RAW, Array, BlockData, BlockResult, BlockRunner, ReadFailed
 from plait.engine.checksum import digest_of
 from plait.engine.finite import first_not_finite
+from plait.engine.lanes import READING
 from plait.engine.worker import Host, Worker
 from plait.ops.dtypes import BY_CODE
+from plait.ops.errors import CheckpointError
 from plait.ops.op import NUMBER_FOLDS
 from plait.planner.blocks import BLOCK, aligned, strips
 from plait.planner.program import Stage
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 COPY_UNIT = 64 << 20  #: bytes of a tensor copied without decoding that are copied at once
 #: Smaller blocks are written by the worker itself: they go to the page cache, and another thread would only take longer.
 _WORTH_HANDING_OVER = 1 << 17
+#: How often a block is computed of inputs that a kernel cannot read and the reader can, as of a disk that fails now and then.
+_TRIES = 4
 
 
 class Pass(Protocol):
@@ -130,14 +134,14 @@ class BlockPass:
         offset = place.offset + first * itemsize
         out = worker.output(n * itemsize, offset, itemsize).view(RAW[program.dtype]) if self.stage.store else None
         keeps = [owner.tensors[i][first : first + n] for i in self.stage.keeps]
-        data = owner.block_data(worker, self.stage, first, n, out, keeps)
-        data.windows = [owner.local[i].window if i in owner.local and (not self.count_only or i in self.count_only) else IDLE for i in self.selects]
         runner = worker.runner(owner.component.program, self.stage, self.stage.folds)
-        result = runner.run(data)
+        data = owner.block_data(worker, self.stage, first, n, out, keeps, pulled=worker.pulls(runner.kernel))
+        data.windows = [owner.local[i].window if i in owner.local and (not self.count_only or i in self.count_only) else IDLE for i in self.selects]
+        result = self._computed(worker, runner, data)
         self._collect(unit, result)
         if not self.count_only and (result.peaks is None or any(map(ge, result.peaks, self._limits(runner)))):
             host.finite.look(owner, self.stage, data, runner.kernel.checked, result.peaks)
-        read, written = 0 if owner.raw else sum(array.nbytes for array in data.inputs), 0
+        read, written = 0 if owner.raw else n * sum(array.itemsize for array in data.inputs), 0
         if out is not None and not self.count_only:
             known = digest_of(result.words, out) if result.words is not None else b""
             if out.nbytes >= _WORTH_HANDING_OVER:
@@ -149,6 +153,29 @@ class BlockPass:
         if not self.count_only:
             host.progress(read, written)
         return result
+
+    def _computed(self, worker: Worker, runner: BlockRunner, data: BlockData) -> BlockResult:
+        reader = self.owner.host.reader
+        for _ in range(_TRIES):
+            try:
+                result = runner.run(data)
+            except ReadFailed:
+                self._find_out(data)
+                continue
+            if data.sources is not None:
+                worker.lane.spent_in(READING, result.reading_ns)
+                reader.count(data.n * sum(array.itemsize for array in data.inputs))
+            return result
+        files = " or ".join(sorted({self.owner.ref(load).file for load in self.stage.loads}))
+        raise CheckpointError(f"{files} cannot be read reliably; check the disk, or copy the files again", path=files)
+
+    def _find_out(self, data: BlockData) -> None:
+        """Read a block's inputs as a kernel does, where the reader can say what is wrong with them."""
+        assert data.sources is not None
+        for load, (_, offset), room in zip(self.stage.loads, data.sources, data.inputs, strict=True):
+            for first in range(0, data.n, room.size):
+                count = min(room.size, data.n - first)
+                self.owner.host.reader.read_into(self.owner.ref(load).file, offset + first * room.itemsize, room[:count])
 
     def _collect(self, unit: int, result: BlockResult) -> None:
         self.partials[unit] = result.sums

@@ -102,6 +102,12 @@ class Reader:
             done += count
         return done
 
+    def count(self, nbytes: int) -> None:
+        """Bytes that a kernel has read itself."""
+        self.lanes.here().read += nbytes
+        with self._lock:
+            self._bytes_read += nbytes
+
     def done_with(self, refs: Iterable[TensorRef]) -> None:
         """Tensors that will not be read again soon: with `drop_behind` the page cache lets go of them."""
         if self._drop_behind:

@@ -23,7 +23,7 @@ from plait.engine.reader import Reader
 from plait.engine.sink import Sink
 from plait.engine.ticker import Watch
 from plait.engine.writebehind import Ticket, WriteBehind
-from plait.planner.blocks import PAGE, StageBuffers, stage_buffers
+from plait.planner.blocks import PAGE, StageBuffers, compiled_on_cpu, stage_buffers
 from plait.planner.optimisations import FORESIGHT
 from plait.planner.plan import Plan
 from plait.planner.program import Program, Stage
@@ -47,6 +47,7 @@ class Worker:
         self.seat = take_seat(pool, plan)
         memory = np.empty(plan.prediction.worker_bytes, np.uint8) if self.seat is None else self.seat.device.pinned(plan.prediction.worker_bytes)
         memory = memory[-memory.__array_interface__["data"][0] % PAGE :]
+        self._pulled = compiled_on_cpu(plan.backend, plan.maps)
         size = max((stage_buffers(program, stage).output for program in plan.programs for stage in program.stages), default=0)
         self._outputs = (memory[:size], memory[size : 2 * size])
         self._tickets: list[Ticket | None] = [None, None]
@@ -67,7 +68,7 @@ class Worker:
         self._arranged = key
         sizes = self._sizes.get(key)
         if sizes is None:
-            sizes = self._sizes[key] = stage_buffers(program, stage)
+            sizes = self._sizes[key] = stage_buffers(program, stage, pulled=self._pulled)
         self.inputs, at = {}, 0
         for load, nbytes in zip(stage.loads, sizes.inputs, strict=True):
             self.inputs[load] = self._arena[at : at + nbytes]
@@ -90,6 +91,10 @@ class Worker:
         """So many bytes of the buffer given out last are on their way to the disk."""
         self._tickets[self._filling] = ticket
         self.lane.written += nbytes
+
+    def pulls(self, kernel: Kernel) -> bool:
+        """Whether a kernel reads its inputs itself."""
+        return self._pulled and kernel.pulls
 
     def runner(self, program_number: int, stage: Stage, what: Hashable) -> BlockRunner:
         """The runner of a stage; `what` tells a probe from the stage itself."""

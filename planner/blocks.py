@@ -32,6 +32,7 @@ RANK_COUNTS = 3 << 11  #: counters of the radix sort behind row ranks
 STRIPS = 16  #: runs of blocks over which columns are summed up, each by one worker
 PAGE = 4096
 SEARCH_PIECE = 1 << 16
+PULL_PIECE = 1 << 16  #: elements of each input that a compiled kernel reads at a time, and uses while a core's own cache still holds them
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +122,32 @@ def checked_loads(program: Program, stage: Stage) -> tuple[int, ...]:
     return ()  # a probe looks at what others check
 
 
+def compiled_on_cpu(backend: str, maps: str) -> bool:
+    """Whether blocks are computed by compiled kernels on the CPU: these read inputs themselves, the others are given whole blocks."""
+    return backend == "numba" and maps == "cpu"
+
+
+def pulls_inputs(stage: Stage) -> bool:
+    """Whether the compiled kernel of a stage reads its inputs itself, piece by piece: it does where no row must be gone over again."""
+    return bool(stage.loads) and not stage.row_length
+
+
 def aligned(nbytes: int) -> int:
     """`nbytes` rounded up to whole pages."""
     return -(-nbytes // PAGE) * PAGE
 
 
-def stage_buffers(program: Program, stage: Stage) -> StageBuffers:
-    """What a worker leases to run blocks of `stage`."""
+def stage_buffers(program: Program, stage: Stage, *, pulled: bool = False) -> StageBuffers:
+    """What a worker leases to run blocks of `stage`.
+
+    Args:
+        program, stage: what is run.
+        pulled: by compiled kernels on the CPU (`compiled_on_cpu`), which read inputs themselves where they can.
+    """
     size = block_elements(stage, program.numel)
+    held = min(size, PULL_PIECE) if pulled and pulls_inputs(stage) else size
     # a page more each: buffers lie in their pages as the bytes do in their files
-    inputs = tuple(PAGE + aligned(size * BY_CODE[str(program.nodes[i].param("storage"))].itemsize) for i in stage.loads)
+    inputs = tuple(PAGE + aligned(held * BY_CODE[str(program.nodes[i].param("storage"))].itemsize) for i in stage.loads)
     output = PAGE + aligned(size * BY_CODE[program.dtype].itemsize) if stage.store else 0
     # one piece of the values themselves, to find the last tie that is kept
     values = aligned(4 * min(size, search_elements(stage))) if any(program.nodes[i].op == "kth_magnitude" for i in stage.folds) else 0
@@ -158,8 +175,9 @@ def scratch_bytes(nodes: Sequence[Node], stage: Stage) -> int:
         + 64 * (reductions + 8)
         + 8 * (scalars + len(stage.folds))
         + 4 * (len(stage.loads) + 1)
-        + 64 * (14 + 4 * ranks)
+        + 64 * (15 + 4 * ranks)
         + stage.store * CHECKED_COLUMNS * 16
+        + 8 * (8 + 3 * len(stage.loads))
     )
     sorting = stage.row_length * 16 + RANK_COUNTS * 4 if ranks else 0
     return (

@@ -28,6 +28,7 @@ _WIDTH = 16  #: elements of a step
 _F32S, _I1S, _I16S, _I32S = (ir.VectorType(t, _WIDTH) for t in (_F32, _I1, _I16, _I32))
 _F64X8, _I64X8 = ir.VectorType(_F64, 8), ir.VectorType(_I64, 8)
 _LEAST_KEY, _MAGNITUDE, _SIGN, _INFINITY = 0x007FFFFF, 0x7FFFFFFF, 0x80000000, 0x7F800000
+least_key = np.uint32(_LEAST_KEY)  #: of which a search for the largest element begins
 _COMPARE = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "=="}
 
 
@@ -68,14 +69,20 @@ class _Loop:
         b: where to write.
         folds: what to compute.
         scalars: of the maps, as vectors.
+        acc, found: where the lanes of the sums and the other results are.
     """
 
-    def __init__(self, context: Any, b: ir.IRBuilder, folds: Folds, scalars: dict[int, ir.Value]) -> None:
+    def __init__(self, context: Any, b: ir.IRBuilder, folds: Folds, scalars: dict[int, ir.Value], acc: ir.Value, found: ir.Value) -> None:
         self.context, self.b, self.folds, self.scalars = context, b, folds, scalars
-        self.lanes = [cgutils.alloca_once_value(b, ir.Constant(_F64X8, [0.0] * 8)) for _ in folds.sums]
-        self.counters = [cgutils.alloca_once_value(b, ir.Constant(_I32, 0)) for _ in folds.counts]
-        self.tops = [cgutils.alloca_once_value(b, _i32(_LEAST_KEY)) for _ in folds.tops]
-        self.peaks = [cgutils.alloca_once_value(b, _i32(0)) for _ in folds.checked]
+        places = range(len(folds.counts) + len(folds.tops) + len(folds.checked))
+        self.sums = [b.bitcast(b.gep(acc, [ir.Constant(_I64, 8 * row)]), _F64X8.as_pointer()) for row, *_ in folds.sums]
+        self.results = [b.gep(found, [ir.Constant(_I64, place)]) for place in places]
+        self.lanes = [cgutils.alloca_once_value(b, b.load(home, align=8)) for home in self.sums]
+        numbers = [b.load(home) for home in self.results]
+        counts, tops = len(folds.counts), len(folds.counts) + len(folds.tops)
+        self.counters = [cgutils.alloca_once_value(b, number) for number in numbers[:counts]]
+        self.tops = [cgutils.alloca_once_value(b, _splat(b, number, _I32S)) for number in numbers[counts:tops]]
+        self.peaks = [cgutils.alloca_once_value(b, _splat(b, number, _I32S)) for number in numbers[tops:]]
 
     def step(self, raw: Sequence[ir.Value], mask: ir.Value | None) -> None:
         """Sixteen elements: bits of each input, and which of them are there (None: all)."""
@@ -172,10 +179,11 @@ class _Loop:
 
 @cache
 def fold_sweep(folds: Folds) -> Any:
-    """A function `(acc, found, s, inputs, n)` for compiled code.
+    """A function `(acc, found, s, inputs, n)` for compiled code, which goes on from what `acc` and `found` hold: pieces may follow one another.
 
-    `acc` float64 `[rows, 8]` gets the lanes of the sums, `found` uint32 first the counts, then the keys of the largest elements
-    (`largest_of_key`), then the largest magnitudes of inputs as bits; `s` holds the scalars in float64, `inputs` is a tuple of arrays of bits.
+    `acc` float64 `[rows, 8]` holds the lanes of the sums, `found` uint32 first the counts, then the keys of the largest elements
+    (`largest_of_key`; they begin with `least_key`), then the largest magnitudes of inputs as bits. `s` holds the scalars in float64,
+    `inputs` is a tuple of arrays of bits.
     """
 
     @intrinsic
@@ -203,7 +211,7 @@ def _write(context: Any, b: ir.IRBuilder, signature: Any, args: Any, folds: Fold
     numbers = data(signature.args[2], args[2])
     used = sorted({o for _, *operands in folds.maps for o in operands if o < 0})
     scalars = {o: _splat(b, b.fptrunc(b.load(b.gep(numbers, [ir.Constant(_I64, -1 - o)])), _F32), _F32S) for o in used}
-    loop = _Loop(context, b, folds, scalars)
+    loop = _Loop(context, b, folds, scalars, data(signature.args[0], args[0]), data(signature.args[1], args[1]))
     groups = b.ashr(count, ir.Constant(count.type, 4))
     with cgutils.for_range(b, groups) as steps:
         loop.step([b.load(b.gep(p, [steps.index]), align=kind.element.width // 8) for p, kind in zip(pointers, kinds, strict=True)], None)
@@ -212,7 +220,7 @@ def _write(context: Any, b: ir.IRBuilder, signature: Any, args: Any, folds: Fold
         lanes = ir.Constant(_I32S, list(range(_WIDTH)))
         mask = b.icmp_signed("<", lanes, _splat(b, b.trunc(rest, _I32), _I32S))
         loop.step([_partial(b, p, kind, groups, rest) for p, kind in zip(pointers, kinds, strict=True)], mask)
-    _store(b, loop, folds, data(signature.args[0], args[0]), data(signature.args[1], args[1]))
+    _store(b, loop)
     return context.get_dummy_value()
 
 
@@ -227,14 +235,13 @@ def _partial(b: ir.IRBuilder, pointer: ir.Value, kind: ir.VectorType, groups: ir
     return b.load(home)
 
 
-def _store(b: ir.IRBuilder, loop: _Loop, folds: Folds, acc: ir.Value, found: ir.Value) -> None:
-    for (row, *_), lane in zip(folds.sums, loop.lanes, strict=True):
-        home = b.bitcast(b.gep(acc, [ir.Constant(_I64, 8 * row)]), _F64X8.as_pointer())
+def _store(b: ir.IRBuilder, loop: _Loop) -> None:
+    for home, lane in zip(loop.sums, loop.lanes, strict=True):
         b.store(b.load(lane), home, align=8)
     greatest = cgutils.get_or_insert_function(b.module, ir.FunctionType(_I32, [_I32S]), "llvm.vector.reduce.umax.v16i32")
     results = [*(b.load(home) for home in loop.counters), *(b.call(greatest, [b.load(home)]) for home in (*loop.tops, *loop.peaks))]
-    for place, result in enumerate(results):
-        b.store(result, b.gep(found, [ir.Constant(_I64, place)]))
+    for home, result in zip(loop.results, results, strict=True):
+        b.store(result, home)
 
 
 @njit(nogil=True, boundscheck=False, error_model="numpy")

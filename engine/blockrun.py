@@ -14,7 +14,7 @@ from plait.engine.cfunctions import c_addresses
 from plait.engine.codegen import generate
 from plait.engine.kernel import Kernel
 from plait.ops.kernels.select import SCAN
-from plait.planner.blocks import BLOCK, CHUNK, COARSE, PULL_PIECE, RANK_COUNTS, SEARCH_PIECE, SPAN, SPARSE_LIMIT, block_elements
+from plait.planner.blocks import CHUNK, COARSE, PULL_PIECE, RANK_COUNTS, SEARCH_PIECE, SPAN, SPARSE_LIMIT, block_elements, marked_pieces
 from plait.planner.program import Program, Stage
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class CompiledRunner:
             self.low, self.width, self.heavy, self.above = (carve((count,), np.int64) for _ in range(4))
             self.fixed += [self.coarse, self.low, self.width, self.heavy, self.fine, self.used, self.above]
             self.found, self.places, self.times = carve((count,), np.int64), carve((count, SPARSE_LIMIT), np.uint32), carve((count, SPARSE_LIMIT), np.int64)
-            self.marks = carve((count, BLOCK // SEARCH_PIECE), np.int32)
+            self.marks = carve((count, marked_pieces(stage)), np.int32)
             self.fixed += [self.found, self.places, self.times, self.marks]
         self.pull = carve((8 + 3 * len(stage.loads),), np.int64) if kernel.pulls else None
         self.fixed += [] if self.pull is None else [self.pull]

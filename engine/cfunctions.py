@@ -41,7 +41,7 @@ def _in_python() -> Callable[..., int]:
     def pread(fd: int, place: int, nbytes: int, offset: int) -> int:
         try:
             return read_some(fd, memoryview((ctypes.c_char * nbytes).from_address(place)).cast("B"), offset)
-        except OSError:
+        except Exception:  # the block's reader asks again, and tells what is wrong
             return -1
 
     return _PREAD(pread)

@@ -21,7 +21,7 @@ from plait.engine.foldgen import fold_lines, only_folds
 from plait.engine.kernel import PRELUDE, Kernel
 from plait.ops.kernels.select import SCAN
 from plait.ops.op import NUMBER_FOLDS, OPS
-from plait.planner.blocks import BLOCK, CHECKED_COLUMNS, CHUNK, COARSE, SEARCH_PIECE, SPAN, SPARSE_LIMIT, checked_loads, pulls_inputs
+from plait.planner.blocks import CHECKED_COLUMNS, CHUNK, COARSE, SEARCH_PIECE, SPAN, SPARSE_LIMIT, checked_loads, marked_pieces, pulls_inputs
 from plait.planner.program import Node, Program, Stage, data_inputs
 
 _LOADS = {"BF16": ("uint16", "load_bf16({})"), "F16": ("uint16", "load_f16({})"), "F32": ("float32", "{}")}
@@ -158,7 +158,7 @@ class _Generator:
                 ("found", "int64", None),
                 ("places", "uint32", SPARSE_LIMIT),
                 ("times", "int64", SPARSE_LIMIT),
-                ("marks", "int32", BLOCK // SEARCH_PIECE),
+                ("marks", "int32", marked_pieces(self.stage)),
             ]
         if self.kernel.pulls:
             arguments.append(("pull", "int64", None))

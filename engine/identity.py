@@ -34,7 +34,7 @@ def identity(plan: Plan, plait_version: str, recipe: str, source: str = "") -> d
         "shards": [[s.name, s.size] for s in plan.layout.shards],
         "computation": _hash(repr(plan.programs), *(f"{c.name!r} {c.program}" for c in sorted(plan.components, key=attrgetter("name")))),
         "layout": _hash(*(s.name for s in plan.layout.shards), *(s.header.hex() for s in plan.layout.shards)),
-        "blocks": [blocks.BLOCK, blocks.CHUNK],  # sums are added up by them
+        "blocks": [blocks.BLOCK, blocks.ADDED, blocks.CHUNK],  # sums are added up by them
         "libraries": _libraries(plan),
     }
 

@@ -34,7 +34,7 @@ Array = npt.NDArray[Any]
 F64 = npt.NDArray[np.float64]
 Make = Callable[[plait.Model, list[plait.Model]], plait.Model]
 
-BLOCK = 64
+BLOCK = 16
 
 
 @pytest.fixture(autouse=True, scope="module")

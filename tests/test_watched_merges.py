@@ -34,13 +34,12 @@ TWO = plait.Options(memory="256MiB", workers=2)
 SCHEMA = json.loads(Path(told.__file__).with_name("events.schema.json").read_text())
 #: A merge in which every read takes a while, so that there is something to see; and a line comes every half second.
 SLOW = """
-import time
-from plait.engine import reader
-real = reader.Reader.read_into
+import os, time
+real = os.preadv
 def slow(*args):
     time.sleep(0.1)
     return real(*args)
-reader.Reader.read_into = slow
+os.preadv = slow
 import plait.following
 plait.following._LINE_S = 0.5
 plait.following.PlainLines.__init__.__defaults__ = (0.5,)

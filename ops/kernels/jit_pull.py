@@ -12,7 +12,7 @@ A kernel takes an int64 vector `pull`:
 """
 
 # numba shows mypy an intrinsic as its typing function, with one argument more
-# mypy: disable-error-code="call-arg,no-untyped-call"
+# mypy: disable-error-code="call-arg,no-untyped-call,var-annotated"
 
 from __future__ import annotations
 

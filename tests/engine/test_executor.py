@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import plait
-from plait.engine import executor, ledger, reader, writer
+from plait.engine import executor, ledger, writer
 from plait.engine.events import Quiet
 from plait.ops.errors import CheckpointError, KernelError
 from plait.planner import blocks
@@ -51,21 +51,21 @@ def recipe(models: list[Path], tmp_path: Path) -> Callable[[str], Path]:
 
 
 class Doubles:
-    """Counts the calls of reader and sink, and fails at the k-th."""
+    """Counts reads and the calls of the sink, and fails from the k-th on."""
 
     def __init__(self, patch: pytest.MonkeyPatch, error: BaseException) -> None:
         self.calls, self.fail_at, self.lock = 0, 0, threading.Lock()
-        for owner, name in ((reader.Reader, "read_into"), (writer.OutputFolder, "write"), (writer.OutputFolder, "copy")):
+        for owner, name in ((os, "preadv"), (writer.OutputFolder, "write"), (writer.OutputFolder, "copy")):
             patch.setattr(owner, name, self._wrapped(getattr(owner, name), error))
 
-    def _wrapped(self, original: Callable[..., None], error: BaseException) -> Callable[..., None]:
-        def call(*args: Any) -> None:
+    def _wrapped(self, original: Callable[..., Any], error: BaseException) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
             with self.lock:
                 self.calls += 1
-                failing = self.calls == self.fail_at
+                failing = 0 < self.fail_at <= self.calls
             if failing:
                 raise error
-            original(*args)
+            return original(*args)
 
         return call
 
@@ -234,13 +234,12 @@ def test_events_tell_every_byte_and_tensor(recipe: Callable[[str], Path], tmp_pa
 # -- interruption -----------------------------------------------------------------------------------
 _SLOW = """
 import os, sys, time
-from plait.engine import reader
-read = reader.Reader.read_into
+read = os.preadv
 def slow(*args):
     os.write(2, b"reading\\n")  # in one piece, for two workers do it
     time.sleep(0.2)
-    read(*args)
-reader.Reader.read_into = slow
+    return read(*args)
+os.preadv = slow
 from plait.cli import main
 main()
 """

@@ -33,7 +33,7 @@ HALF = {"weight": 1.0, "density": 0.5}
 def everything_is_worth_it() -> Iterator[None]:
     """Many blocks in small tensors, and entries that cost nothing to open, so that small results are kept."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plait.planner.blocks, "BLOCK", 64)
+        patch.setattr(plait.planner.blocks, "BLOCK", 16)
         patch.setattr(plait.planner.reuse, "reading_seconds", lambda nbytes, setting: 0.0)
         patch.setattr(plait.engine.reuse, "OPEN_S", 0.0)
         yield
@@ -315,7 +315,7 @@ def test_what_a_gpu_left_to_the_cpu_is_not_kept(models: list[Path], tmp_path: Pa
 
 def _merge_in_process(folder: str, name: str, text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plait.planner.blocks, "BLOCK", 64)
+        patch.setattr(plait.planner.blocks, "BLOCK", 16)
         patch.setattr(plait.planner.reuse, "reading_seconds", lambda nbytes, setting: 0.0)
         for number in range(3):
             _, report = merge(text, Path(folder), f"{name}-{number}", cache=Path(folder) / "c", cache_size=60 << 10)

@@ -28,7 +28,7 @@ BACKENDS = ("torch", "numba")
 def tiny_blocks() -> Iterator[None]:
     """Many blocks in small tensors, none of which is settled by a sample."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plait.planner.blocks, "BLOCK", 64)
+        patch.setattr(plait.planner.blocks, "BLOCK", 16)
         patch.setattr(plait.planner.blocks, "SEEN_WHOLE", 32)
         yield
 

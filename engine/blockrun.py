@@ -59,6 +59,7 @@ class BlockData:
         streams: `(key0, key1, word2, word3)` of each random node.
         windows: for each order statistic what is counted.
         sources: file descriptor and byte offset of the block in each input, for a kernel that reads them itself; None where `inputs` hold it.
+        patient: a read that fails is tried again a few times before the kernel hears of it.
     """
 
     n: int
@@ -71,6 +72,7 @@ class BlockData:
     streams: list[tuple[int, int, int, int]]
     windows: list[Window]
     sources: list[tuple[int, int]] | None = None
+    patient: bool = False
 
 
 @dataclass(slots=True)
@@ -248,7 +250,7 @@ class CompiledRunner:
 
     def _aim(self, pull: Array, data: BlockData) -> None:
         """Say where the inputs are (`ops/kernels/jit_pull.py`)."""
-        pread, clock = c_addresses()
+        pread, clock = c_addresses(patient=data.patient)
         sources = data.sources or [(-1, 0)] * len(data.inputs)
         pull[:6] = pread, data.n if data.sources is None else PULL_PIECE, 0, 0, clock, time.CLOCK_MONOTONIC
         for k, ((fd, offset), array) in enumerate(zip(sources, data.inputs, strict=True)):

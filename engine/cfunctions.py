@@ -14,13 +14,18 @@ from plait.engine.reader import read_some
 _PREAD = ctypes.CFUNCTYPE(ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64)
 
 
-def c_addresses() -> tuple[int, int]:
+def c_addresses(*, patient: bool = False) -> tuple[int, int]:
     """Of `pread` and of `clock_gettime`.
 
     Where somebody has put another function in the place of `os.preadv`, to see or to spoil what is read, kernels read through that one too.
+
+    Args:
+        patient: of a `pread` that tries again what fails, as the reader does.
     """
     read, clock = _of_libc()
-    return (read if isinstance(os.preadv, BuiltinFunctionType) else _address(_in_python())), clock
+    if patient or not isinstance(os.preadv, BuiltinFunctionType):
+        return _address(_in_python(patient)), clock
+    return read, clock
 
 
 @cache
@@ -37,10 +42,11 @@ def _address(function: Any) -> int:
 
 
 @cache
-def _in_python() -> Callable[..., int]:
+def _in_python(patient: bool) -> Callable[..., int]:
     def pread(fd: int, place: int, nbytes: int, offset: int) -> int:
+        view = memoryview((ctypes.c_char * nbytes).from_address(place)).cast("B")
         try:
-            return read_some(fd, memoryview((ctypes.c_char * nbytes).from_address(place)).cast("B"), offset)
+            return read_some(fd, view, offset) if patient else os.preadv(fd, [view], offset)
         except Exception:  # the block's reader asks again, and tells what is wrong
             return -1
 

@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
 from hashlib import blake2b
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from plait.engine.kernel import Kernel
 from plait.engine.kernelc import DIGEST_BYTES, NO_ROOM, build, target_machine
+from plait.engine.libraries import library_version
 from plait.ops.errors import KernelError, Stopped
 
 
@@ -41,7 +41,7 @@ def cache_folder() -> Path:
     import plait.ops.kernels as kernels
 
     machine = f"{llvm.get_process_triple()} {llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
-    digest = blake2b(f"{version('numba')} {version('llvmlite')} {sys.version} {machine}".encode(), digest_size=8)
+    digest = blake2b(f"{library_version('numba')} {library_version('llvmlite')} {sys.version} {machine}".encode(), digest_size=8)
     for source in (*sorted(Path(str(kernels.__file__)).parent.glob("jit_*.py")), Path(__file__).with_name("kernelc.py")):
         digest.update(source.read_bytes())
     root = Path(os.environ.get("PLAIT_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plait")

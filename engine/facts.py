@@ -12,7 +12,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from plait.engine.device import discover_devices
-from plait.engine.identity import library_version
+from plait.engine.libraries import library_version
 from plait.engine.ratefile import describe_machine
 from plait.ops.algebra import SOLVERS
 from plait.ops.op import Op

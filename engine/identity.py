@@ -7,6 +7,7 @@ from hashlib import blake2b
 from operator import attrgetter
 from typing import Any
 
+from plait.engine.libraries import library_version
 from plait.planner import blocks
 from plait.planner.plan import Plan
 
@@ -34,7 +35,7 @@ def identity(plan: Plan, plait_version: str, recipe: str, source: str = "") -> d
         "shards": [[s.name, s.size] for s in plan.layout.shards],
         "computation": _hash(repr(plan.programs), *(f"{c.name!r} {c.program}" for c in sorted(plan.components, key=attrgetter("name")))),
         "layout": _hash(*(s.name for s in plan.layout.shards), *(s.header.hex() for s in plan.layout.shards)),
-        "blocks": [blocks.BLOCK, blocks.ADDED, blocks.CHUNK],  # sums are added up by them
+        "blocks": [blocks.BLOCK, blocks.STORED, blocks.CHUNK],  # sums are added up by them
         "libraries": _libraries(plan),
     }
 
@@ -61,16 +62,6 @@ def _libraries(plan: Plan) -> dict[str, str]:
     if whole:
         found["device of whole tensors"] = "cuda" if whole & set(plan.on_gpu) else "cpu"
     return found
-
-
-def library_version(name: str) -> str:
-    """Version of an installed library, without loading it."""
-    from importlib.metadata import PackageNotFoundError, version  # 30 ms that plans without such work need not spend
-
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 COPY_UNIT = 64 << 20  #: bytes of a tensor copied without decoding that are copied at once
 #: Smaller blocks are written by the worker itself: they go to the page cache, and another thread would only take longer.
 _WORTH_HANDING_OVER = 1 << 17
-#: How often a block is computed of inputs that a kernel cannot read and the reader can, as of a disk that fails now and then.
+#: How often a block is computed whose inputs a kernel cannot read: the second time with patience, then as often as the reader can read them.
 _TRIES = 4
 
 
@@ -160,7 +160,9 @@ class BlockPass:
             try:
                 result = runner.run(data)
             except ReadFailed:
-                self._find_out(data)
+                if data.patient:
+                    self._find_out(data)
+                data.patient = True
                 continue
             if data.sources is not None:
                 worker.lane.spent_in(READING, result.reading_ns)

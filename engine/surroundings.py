@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from plait.engine.identity import library_version
+from plait.engine.libraries import library_version
 from plait.engine.machine import cores
 
 _LIBRARIES = ("numpy", "numba", "torch", "triton")

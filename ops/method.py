@@ -12,9 +12,8 @@ catalogue: a summary, the formula, and headings that `plait.ops.method_doc` desc
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any, Literal
 
 from plait.ops.errors import PlaitError
@@ -166,6 +165,8 @@ def step(name: str, **facts: Any) -> Callable[[Callable[..., Any]], Callable[...
 
 def _register(table: dict[str, Method], name: str, facts: dict[str, Any], *, is_step: bool) -> Callable[..., Any]:
     def add(build: Callable[..., Any]) -> Callable[..., Any]:
+        if name in table and table[name].build.__module__ != build.__module__:
+            raise ValueError(f"a method called {name!r} is there already, from {table[name].build.__module__}; give this one another name")
         doc = (build.__doc__ or "").strip()
         table[name] = Method(name=name, build=build, doc=doc, summary=doc.split("\n", 1)[0], is_step=is_step, **facts)
         return build
@@ -173,16 +174,36 @@ def _register(table: dict[str, Method], name: str, facts: dict[str, Any], *, is_
     return add
 
 
-def methods() -> dict[str, Method]:
+class _Registered(Mapping[str, Method]):
+    """Methods by name. Those of other packages are looked for when a name is none of plait's own, or all are wanted: that takes 30 ms."""
+
+    def __init__(self, table: dict[str, Method]) -> None:
+        import plait.ops.methods  # noqa: F401  registers plait's own
+
+        self._table = table
+
+    def __getitem__(self, name: str) -> Method:
+        if name not in self._table:
+            _load()
+        return self._table[name]
+
+    def __iter__(self) -> Iterator[str]:
+        _load()
+        return iter(dict(self._table))
+
+    def __len__(self) -> int:
+        _load()
+        return len(self._table)
+
+
+def methods() -> Mapping[str, Method]:
     """Every merge method by name: plait's own and those of installed packages (entry point `plait.methods`)."""
-    _load()
-    return dict(_METHODS)
+    return _Registered(_METHODS)
 
 
-def steps() -> dict[str, Method]:
+def steps() -> Mapping[str, Method]:
     """Every step after a merge, by name."""
-    _load()
-    return dict(_STEPS)
+    return _Registered(_STEPS)
 
 
 def nearest(word: str, known: Any) -> str:
@@ -199,7 +220,7 @@ def _load() -> None:
     if _loaded:
         return
     _loaded = True
-    import plait.ops.methods  # noqa: F401  registers plait's own
+    from importlib import metadata
 
     for point in metadata.entry_points(group="plait.methods"):
         try:

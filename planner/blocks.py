@@ -15,9 +15,9 @@ from plait.ops.op import OPS
 from plait.planner.program import Node, Program, Stage
 
 BLOCK = 1 << 20  #: elements of a block of rows
-#: How many times as many a block has that is stored, and one that only adds up, where there are no rows: kernels read these piece by piece, so
-#: of a larger block only the output takes memory, and fewer blocks are fewer times 0.3 ms of Python.
-STORED, ADDED = 2, 4
+#: How many times as many a block has of an output without rows, and of what is only counted: kernels read these piece by piece, so of a
+#: larger block only the output takes memory, and fewer blocks are fewer times 0.3 ms of Python. Sums, dots and kept values stay with `BLOCK`.
+STORED, COUNTED = 2, 4
 CHUNK = 1024  #: elements that a kernel works on between two reductions; its scratch stays in the L1 cache
 COARSE = 1 << 15  #: coarse digits that an order statistic is counted by where nothing is known
 #: Keys of the widest window that one is looked for in, and of one around a value that many elements share.
@@ -61,10 +61,10 @@ class StageBuffers:
 
 
 def block_elements(stage: Stage, numel: int) -> int:
-    """Elements of one block: as many whole rows as fit in 2^20 and at least one; without rows 2^21 of an output, 2^22 of what is only added up."""
+    """Elements of one block: as many whole rows as fit in 2^20 and at least one; without rows 2^21 of an output, 2^22 of what is only counted."""
     if stage.row_length:
         return min(numel, max(1, BLOCK // stage.row_length) * stage.row_length)
-    return min(numel, BLOCK * (STORED if stage.store else ADDED))
+    return min(numel, BLOCK * (STORED if stage.store else COUNTED if stage.counts_only else 1))
 
 
 def block_count(stage: Stage, numel: int) -> int:
@@ -165,7 +165,7 @@ def search_elements(stage: Stage) -> int:
 
 def marked_pieces(stage: Stage) -> int:
     """Pieces of a block that an order statistic counts apart, to find sooner the last tie that is kept."""
-    return 1 if stage.row_length else -(-BLOCK * ADDED // SEARCH_PIECE)
+    return 1 if stage.row_length else -(-BLOCK * COUNTED // SEARCH_PIECE)
 
 
 def scratch_bytes(nodes: Sequence[Node], stage: Stage) -> int:

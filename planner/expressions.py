@@ -8,7 +8,7 @@ Methods that look at names have a signature a tensor; where they make the same e
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from plait.ops.algebra import cast
@@ -66,7 +66,7 @@ def job_specs(jobs: Sequence[Job], without: Collection[str] = ()) -> list[Output
     return [_spec(job, known_methods, known_steps, origins.get(id(job.mark)) or origins.setdefault(id(job.mark), str(job.mark or "")), shared) for job in jobs]
 
 
-def _spec(job: Job, known: dict[str, Method], known_steps: dict[str, Method], origin: str, shared: bool) -> OutputSpec:
+def _spec(job: Job, known: Mapping[str, Method], known_steps: Mapping[str, Method], origin: str, shared: bool) -> OutputSpec:
     named = job.method != "copy" and (known[job.method].uses_name or any(known_steps[s.name].uses_name for s in job.steps))
     leaves = refs = (*job.experts, *job.statistics) if job.base is None else (job.base, *job.experts, *job.statistics)
     if shared and len(set(refs)) < len(refs):  # one tensor in two places: each is a leaf once
@@ -103,8 +103,8 @@ def _job_expression(
     base: int | None,
     experts: tuple[int, ...],
     statistics: tuple[int, ...],
-    known: dict[str, Method],
-    known_steps: dict[str, Method],
+    known: Mapping[str, Method],
+    known_steps: Mapping[str, Method],
 ) -> LazyTensor:
     if job.method == "copy":
         return nodes[experts[0]]

@@ -72,6 +72,7 @@ class Stage:
         wholes: whole nodes that run after the pass, in this order.
         scopes: model-wide statistics that this stage adds to.
         waits: model-wide statistics that must be complete before it starts.
+        counts_only: nothing but elements are counted in it, which is exact in blocks of any size.
         origin: the stage of a program that this is a part of; None for that itself, and for one that only looks at values.
     """
 
@@ -85,6 +86,7 @@ class Stage:
     wholes: tuple[int, ...]
     scopes: tuple[str, ...]
     waits: tuple[str, ...]
+    counts_only: bool = False
     origin: Stage | None = None
 
     @property
@@ -279,6 +281,7 @@ def _stage(nodes: Sequence[Node], needed: set[int], ready: dict[int, int], numbe
         wholes=tuple(wholes),
         scopes=tuple(sorted({scope_of(nodes[i]) for i in folds} - {""})),
         waits=tuple(sorted({scope_of(nodes[i]) for i in small if nodes[i].kind == "fold"} - {""})),
+        counts_only=bool(folds) and not keeps and not last and all(nodes[i].op == "kth_magnitude" for i in folds),
     )
 
 

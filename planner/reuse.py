@@ -70,7 +70,7 @@ def skeleton(program: Program, i: int, facts: Facts, *, on_gpu: bool) -> Skeleto
     slots: dict[int, int] = {}
     named: list[int] = []
     scopes: dict[str, int] = {}
-    lines = [facts.numerics, f"{blocks.BLOCK} {blocks.ADDED} {blocks.CHUNK}"]
+    lines = [facts.numerics, f"{blocks.BLOCK} {blocks.STORED} {blocks.CHUNK}"]
     for j in _below(program, i):
         node = program.nodes[j]
         if node.op == "later":  # says when, not what

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from plait.ops.dtypes import BY_CODE
 from plait.ops.op import OPS
 from plait.ops.wholes import WHOLES, is_view
-from plait.planner.blocks import block_count, block_elements, sample_pieces, sample_starts, seen_whole
+from plait.planner.blocks import block_count, block_elements, sample_pieces, sample_starts, search_elements, seen_whole
 from plait.planner.cost import distinct_stages, input_bytes, kernel_count, output_bytes, recounts, selects, stage_read_bytes
 from plait.planner.program import Node, Program, Stage, data_inputs
 from plait.planner.rates import DEFAULT_RATES, Rates
@@ -264,7 +264,7 @@ def _stage_seconds(program: Program, stage: Stage, setting: Setting) -> float:
         return moved * setting.threads / setting.rates.gpu_copy_bytes_s
     found = len(selects(program, stage))
     starts, piece = _sample(program, stage, setting)
-    looked = piece * len(starts) + found * block_elements(stage, program.numel) / 2
+    looked = piece * len(starts) + found * min(block_elements(stage, program.numel), search_elements(stage))
     return (program.numel * stage_ns(program, stage, setting.rates) + looked * _SEARCH_COUNTS * setting.rates.count_ns) * _NS
 
 

@@ -36,8 +36,8 @@ def plait(environment: dict[str, str], *arguments: str, cwd: Path) -> str:
 
 def test_the_catalogue_has_it(environment: dict[str, str], tmp_path: Path):
     """It stands in the table of its family, and its page says what its docstring says."""
-    assert re.search(r"^consensus +needed +none +1 pass", plait(environment, "methods", cwd=tmp_path), re.MULTILINE)
-    page = plait(environment, "methods", "consensus", cwd=tmp_path)
+    assert re.search(r"^unanimous +needed +none +1 pass", plait(environment, "methods", cwd=tmp_path), re.MULTILINE)
+    page = plait(environment, "methods", "unanimous", cwd=tmp_path)
     for words in ("Keep the changes on whose sign all experts agree.", "worth more than what one of them did", "hardly any element is undisputed", "0 to 1"):
         assert words in " ".join(page.split())
 
@@ -58,7 +58,7 @@ def test_it_merges(environment: dict[str, str], tmp_path: Path):
     mean = (deltas[0] + deltas[1]) / 2
     want = start + np.where(deltas[0] * deltas[1] > 0, mean, 0.25 * mean)
     assert np.allclose(stored["out"], want, rtol=0, atol=1e-7)
-    assert plait(environment, "methods", "consensus", "--on", "models/base", "--experts", "2", cwd=tmp_path).count("in 1 pass,") == 1
+    assert plait(environment, "methods", "unanimous", "--on", "models/base", "--experts", "2", cwd=tmp_path).count("in 1 pass,") == 1
 
 
 def tensor(path: Path, name: str) -> np.ndarray:
@@ -74,5 +74,5 @@ def tensor(path: Path, name: str) -> np.ndarray:
 
 def test_its_readme_shows_the_recipe_that_the_catalogue_prints(environment: dict[str, str], tmp_path: Path):
     """Word for word."""
-    shown = plait(environment, "methods", "consensus", cwd=tmp_path).split("a recipe:\n")[1]
+    shown = plait(environment, "methods", "unanimous", cwd=tmp_path).split("a recipe:\n")[1]
     assert shown == (EXAMPLE / "README.md").read_text().split("```yaml\n")[1].split("```")[0]

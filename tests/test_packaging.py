@@ -71,7 +71,7 @@ def test_wheel_carries_licence_types_and_command(wheel: Path):
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert "plait/py.typed" in names
     script = next(n for n in names if n.endswith("entry_points.txt"))
-    assert "plait = plait.cli:main" in archive.read(script).decode()
+    assert "plait = plait.__main__:command" in archive.read(script).decode()
 
 
 def test_wheel_holds_the_scripts_of_pages(tree: Path, wheel: Path, installed: Path, tmp_path: Path):

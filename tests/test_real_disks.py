@@ -18,6 +18,7 @@ from plait.engine import commits
 from plait.engine.events import Quiet
 from plait.keeping import status, verify
 from plait.ops.errors import OutputError
+from plait.planner import blocks
 from plait.planner.plan import Component
 from support import tiny
 
@@ -82,6 +83,7 @@ def test_too_small_from_the_beginning(recipe: Path, mount: Callable[..., Path]):
 def test_full_in_mid_run(moment: str, recipe: Path, tmp_path: Path, mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
     """What is done is kept, the message says what to free, and with room again the same command goes on to the same bytes."""
     disk = mount("disk", "-t", "tmpfs", "-o", "size=12m", "tmpfs")
+    monkeypatch.setattr(blocks, "BLOCK", 1 << 19)
     plait.merge(recipe, tmp_path / "good", ONE)
     monkeypatch.setattr(commits.Commits.__init__, "__defaults__", (0.0, 1))
 

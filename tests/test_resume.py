@@ -358,7 +358,7 @@ def test_a_disk_that_reads_on_the_second_try(recipe: Callable[[str], Path], good
     calls[0] = 0
     with pytest.raises(CheckpointError, match=r"model\.safetensors could not be read at byte \d+ \(Input/output error\)"):
         plait.merge(recipe("linear"), tmp_path / "other", plait.Options(memory="256MiB", workers=1))
-    assert calls[0] == 4
+    assert calls[0] == 1 + 4 + 4, "once by the kernel, and as often as the reader tries by both"
 
 
 @pytest.mark.parametrize("name", ["fdatasync", "pwrite"])
@@ -395,7 +395,7 @@ commits.Commits.__init__.__defaults__ = (0.01, 1)
 write, calls = shardfile.ShardFile.write, []
 def slow(*args):
     calls.append(1)
-    if len(calls) > 3:
+    if len(calls) > 2:
         print("slow", flush=True)
         time.sleep(60)
     write(*args)

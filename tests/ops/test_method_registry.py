@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import plait
-from plait.ops.method import Param, methods, nearest, steps
+from plait.ops.method import Param, method, methods, nearest, steps
 
 NAMES = {"linear", "passthrough", "slerp", "model_stock", "task_arithmetic", "ties", "dare_linear", "dare_ties", "della", "della_linear", "iso_c"}
 NAMES |= {"uniform_soup", "nuslerp", "multislerp", "karcher", "nearswap", "expo", "magmax", "ram", "ramplus_tl", "emr", "consensus", "fisher", "led", "sens"}
@@ -104,11 +104,21 @@ def test_the_nearest_name_is_offered():
 
 
 def test_the_methods_of_a_table_cannot_be_added_to_from_outside():
-    """The returned table is a copy."""
-    methods().clear()
-    steps().clear()
-    assert methods()
-    assert steps()
+    """The returned tables are read only."""
+    for table in (methods(), steps()):
+        with pytest.raises(TypeError, match="does not support item assignment"):
+            table["new"] = next(iter(table.values()))  # type: ignore[index]
+        with pytest.raises(AttributeError, match="clear"):
+            table.clear()  # type: ignore[attr-defined]
+
+
+def test_a_name_is_given_once():
+    """Another module's method cannot take the place of one that is there."""
+    with pytest.raises(ValueError, match="a method called 'ties' is there already, from plait"):
+
+        @method("ties", family="tests", base="required", experts=(1, 1), source="nobody", kinds=("map",))
+        def ties(t, **_):
+            """Nothing."""
 
 
 # -- packages that add methods ------------------------------------------------------------------------

@@ -35,7 +35,10 @@ def expressions() -> st.SearchStrategy[str]:
 def test_the_same_expression_built_twice_is_one_object(text: str):
     """Evaluating a text twice gives the same node, not an equal one."""
     names = {"a": leaf("a"), "b": leaf("b")}
-    first, second = eval(text, {}, names), eval(text, {}, names)
+    try:
+        first, second = eval(text, {}, names), eval(text, {}, names)
+    except ZeroDivisionError:  # of numbers alone: Python's own
+        return
     assert first is second or not isinstance(first, LazyTensor)
 
 

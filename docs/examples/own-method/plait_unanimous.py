@@ -14,8 +14,8 @@ from plait.ops.tensor import LazyTensor
 DISPUTED = Param("disputed", float, "How much of a change is kept whose sign the experts do not agree on.", default=0.0, low=0.0, high=1.0)
 
 
-@method("consensus", family="sign election", base="required", experts=(2, None), kinds=("map",), params=(LAMBDA, DISPUTED), source="plait's documentation")
-def consensus(t: MergeInputs, *, lam: float = 1.0, disputed: float = 0.0) -> LazyTensor:
+@method("unanimous", family="sign election", base="required", experts=(2, None), kinds=("map",), params=(LAMBDA, DISPUTED), source="plait's documentation")
+def unanimous(t: MergeInputs, *, lam: float = 1.0, disputed: float = 0.0) -> LazyTensor:
     """Keep the changes on whose sign all experts agree.
 
     d = mean_k delta_k. theta = theta_0 + lambda d where all delta_k are of one sign, and theta_0 + lambda disputed d elsewhere.

@@ -154,7 +154,7 @@ def stage_buffers(program: Program, stage: Stage, *, pulled: bool = False) -> St
     output = PAGE + aligned(size * BY_CODE[program.dtype].itemsize) if stage.store else 0
     # one piece of the values themselves, to find the last tie that is kept
     values = aligned(4 * min(size, search_elements(stage))) if any(program.nodes[i].op == "kth_magnitude" for i in stage.folds) else 0
-    return StageBuffers(inputs, output, values, aligned(scratch_bytes(program.nodes, stage)))
+    return StageBuffers(inputs, output, values, aligned(scratch_bytes(program.nodes, stage, counts=not seen_whole(program, stage))))
 
 
 def search_elements(stage: Stage) -> int:
@@ -168,12 +168,12 @@ def marked_pieces(stage: Stage) -> int:
     return 1 if stage.row_length else -(-BLOCK * COUNTED // SEARCH_PIECE)
 
 
-def scratch_bytes(nodes: Sequence[Node], stage: Stage) -> int:
-    """Bytes of a kernel's working arrays."""
+def scratch_bytes(nodes: Sequence[Node], stage: Stage, *, counts: bool = True) -> int:
+    """Bytes of a kernel's working arrays; without `counts` those of a stage whose order statistics are taken straight from values."""
     reductions = sum(1 for i in (*stage.compute, *stage.folds) if nodes[i].kind in ("fold", "rows"))
     streams = sum(1 for i in stage.compute if nodes[i].op == "random_bits")
     ranks = sum(1 for i in stage.compute if nodes[i].op == "row_rank")
-    selects = sum(1 for i in stage.folds if nodes[i].op == "kth_magnitude")
+    selects = sum(1 for i in stage.folds if nodes[i].op == "kth_magnitude") if counts else 0
     scalars = sum(1 for n in nodes if n.space == "small")
     columns = sum(1 for i in stage.folds if nodes[i].op == "column_dot")
     gathered = sum(1 for i in stage.folds if nodes[i].op == "row_values")

@@ -150,7 +150,7 @@ def _counting_bytes(program: Program, stage: Stage) -> int:
     """Partial sums and histograms of a pass."""
     folds = sum(_partials_bytes(program, stage, i) for i in stage.folds) + _vector_bytes(program)
     found = len(selects(program, stage))
-    histograms = found * ((COARSE + SPAN) * 8 + _SPARSE_BYTES * block_count(stage, program.numel))
+    histograms = 0 if seen_whole(program, stage) else found * ((COARSE + SPAN) * 8 + _SPARSE_BYTES * block_count(stage, program.numel))
     return folds + max(histograms, _sampling_bytes(program, stage, found))  # the sample is gone when counting begins
 
 

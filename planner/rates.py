@@ -45,7 +45,7 @@ class Rates:
     """
 
     cores: int = 2
-    start_s: float = 0.5
+    start_s: float = 0.35
     component_s: float = 5e-4
     unit_s: float = 2e-4
     read_bytes_s: float = 8e9

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from plait.ops.errors import BudgetTooSmall, PlanError
-from plait.ops.wholes import VIEWS, is_view
+from plait.ops.wholes import is_view
 from plait.planner.blocks import COARSE, PAGE, SCOPE_PIECE, SCOPE_PIECES, SPAN, SPARSE_LIMIT, compiled_on_cpu, stage_buffers
 from plait.planner.cost import (
     Lease,
@@ -29,7 +29,7 @@ from plait.planner.sizes import MIB as MIB
 from plait.planner.sizes import parse_size as parse_size
 from plait.planner.sizes import size as size
 from plait.planner.sizes import size_up as size_up
-from plait.planner.timing import Setting, Timing, predict_seconds, reads_from_disk
+from plait.planner.timing import Setting, Timing, predict_seconds, reads_from_disk, uses_torch
 from plait.planner.types import FileIdentity, Layout
 from plait.planner.whole_notes import whole_notes
 
@@ -309,7 +309,7 @@ def _scope_bytes(programs: Sequence[Program], components: Sequence[Component]) -
 
 def runtime_bytes(programs: Sequence[Program], backend: str) -> int:
     """What the program itself takes while it runs these programs; the interpreter brings torch instead of kernels."""
-    wholes = any(program.nodes[w].op not in VIEWS for program in programs for stage in program.stages for w in stage.wholes)
+    wholes = any(map(uses_torch, programs))
     kernels = KERNEL_BYTES * kernel_count(programs) if backend == "numba" else WHOLE_BYTES
     return RUNTIME_BYTES + kernels + (WHOLE_BYTES if wholes else 0)
 

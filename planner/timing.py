@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from plait.ops.dtypes import BY_CODE
 from plait.ops.op import OPS
-from plait.ops.wholes import WHOLES, is_view
+from plait.ops.wholes import VIEWS, WHOLES, is_view
 from plait.planner.blocks import block_count, block_elements, sample_pieces, sample_starts, search_elements, seen_whole
 from plait.planner.cost import distinct_stages, input_bytes, kernel_count, output_bytes, recounts, selects, stage_read_bytes
 from plait.planner.program import Node, Program, Stage, data_inputs
@@ -26,6 +26,7 @@ _NS = 1e-9
 FILL_UNIT = 8 << 20
 #: A tie search reads half a block on average and looks at its values in NumPy, which costs about this many countings.
 _SEARCH_COUNTS = 2.0
+_TORCH_STARTS = 4.0  #: times as long as the interpreter and all other imports that importing torch takes
 #: How much longer kernels with these ops compile than a simple map does, as multiples of that.
 _COMPILE_EXTRA = {"exp": 1.0, "tanh": 2.0, "kth_magnitude": 4.0, "row_rank": 2.0, "random_bits": 1.0}
 
@@ -173,8 +174,9 @@ def predict_seconds(programs: Sequence[Program], counts: Mapping[int, int], keep
     waiting = max(0.0, disk_in + disk_out - reading - computing - writing) / max(disk_in + disk_out, 1e-9)
     used = [programs[n] for n in counts] if setting.backend == "numba" else []
     copied = sum(output_bytes(programs[n]) * count for n, count in counts.items() if programs[n].copy is not None)
+    torch = setting.backend == "torch" or any(map(uses_torch, (programs[n] for n in counts)))
     return Timing(
-        starting_s=rates.start_s + kernel_count(used) * rates.kernel_load_s,
+        starting_s=rates.start_s * (1.0 + _TORCH_STARTS * torch) + kernel_count(used) * rates.kernel_load_s,
         bookkeeping_s=sum(s.bookkeeping_s for s in shares),
         reading_s=reading + waiting * disk_in,
         computing_s=computing,
@@ -185,6 +187,11 @@ def predict_seconds(programs: Sequence[Program], counts: Mapping[int, int], keep
         measured=rates.measured,
         programs=tuple(shares),
     )
+
+
+def uses_torch(program: Program) -> bool:
+    """Whether anything of a program is computed by torch's linear algebra."""
+    return any(program.nodes[i].op not in VIEWS for stage in program.stages for i in stage.wholes)
 
 
 def _compile_s(programs: Sequence[Program], rates: Rates, processes: int) -> float:

@@ -72,6 +72,9 @@ class Discard:
         if complete:
             self._complete(shard)
 
+    def past_cache(self, shard: int) -> bool:
+        return False
+
     def copy(self, shard: int, offset: int, source_fd: int, source_offset: int, nbytes: int, see: object = None) -> None:
         """Counts bytes that would come straight from an input."""
         while nbytes > 0:

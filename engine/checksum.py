@@ -18,12 +18,12 @@ from hashlib import blake2b
 import numpy as np
 
 from plait.engine.blockrun import Array
-from plait.planner.blocks import CHECKED_COLUMNS
+from plait.planner.blocks import CHECKED_COLUMNS, COPY_PIECE
 
 DIGEST_BYTES = 16
 COLUMNS = CHECKED_COLUMNS
 #: Longest piece that a tensor copied without decoding is summed in.
-PIECE = 2 << 20
+PIECE = COPY_PIECE
 _ROW = 8 * COLUMNS
 _SMALL = 1 << 14
 _ROWS_AT_ONCE = 64

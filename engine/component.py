@@ -70,7 +70,7 @@ class ComponentRun:
         if self.program.copy is not None:
             if sweep == 0 and not recount:
                 place = self.host.plan.layout.places[self.component.name]
-                yield CopyPass(self.host, self.component.inputs[self.program.copy], place.shard, place.offset)
+                yield CopyPass(self.host, self.component.name, self.component.inputs[self.program.copy], place.shard, place.offset)
             return
         try:
             while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import ge
 from typing import TYPE_CHECKING, Protocol
@@ -9,14 +10,15 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from plait.engine.blockrun import IDLE, RAW, Array, BlockData, BlockResult, BlockRunner, ReadFailed
-from plait.engine.checksum import digest_of
+from plait.engine.checksum import digest, digest_of
+from plait.engine.copying import read_source
 from plait.engine.finite import first_not_finite
 from plait.engine.lanes import READING
 from plait.engine.worker import Host, Worker
 from plait.ops.dtypes import BY_CODE
 from plait.ops.errors import CheckpointError
 from plait.ops.op import NUMBER_FOLDS
-from plait.planner.blocks import BLOCK, aligned, strips
+from plait.planner.blocks import BLOCK, COPIED_THROUGH, COPY_PIECE, aligned, strips
 from plait.planner.program import Stage
 from plait.planner.types import TensorRef
 
@@ -47,6 +49,7 @@ class CopyPass:
     """The output's bytes are one input's: copied without decoding."""
 
     host: Host
+    name: str
     source: TensorRef
     shard: int
     offset: int
@@ -69,11 +72,26 @@ class CopyPass:
         """Copy up to 64 MiB."""
         first, length = self.pieces[unit]
         source, see = self.host.reader.fd(self.source.file), self.host.finite.watch(self.source)
+        self.host.count_copied(length)
+        if self.source.nbytes >= COPIED_THROUGH and self.host.sink.past_cache(self.shard):
+            for at in range(first, first + length, COPY_PIECE):
+                self._through_buffer(worker, at, min(COPY_PIECE, first + length - at), source, see)
+            return
         with worker.lane.writing(length):
             self.host.sink.copy(self.shard, self.offset + first, source, self.source.start + first, length, see)
         worker.lane.read += length
-        self.host.count_copied(length)
         self.host.progress(length, length)
+
+    def _through_buffer(self, worker: Worker, at: int, nbytes: int, source: int, see: Callable[[Array], None] | None) -> None:
+        piece = worker.output(nbytes, self.offset + at, 1)
+        before = worker.lane.switch(READING)
+        read_source(source, self.source.start + at, piece)
+        worker.lane.switch(before)
+        worker.lane.read += nbytes
+        if see is not None:
+            see(piece)
+        worker.sent(self.host.writing.write(self.name, self.shard, self.offset + at, piece, digest(piece)), nbytes)
+        self.host.progress(nbytes)
 
 
 class BlockPass:

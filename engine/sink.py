@@ -29,6 +29,9 @@ class Sink(Protocol):
     def write(self, shard: int, offset: int, data: memoryview | bytes | np.ndarray, known: bytes = b"") -> None:
         """Take bytes for an absolute offset of a shard's file; `known` is their digest (`plait/engine/checksum.py`), where it was taken already."""
 
+    def past_cache(self, shard: int) -> bool:
+        """Whether whole pages of a shard go past the page cache: then copying through buffers takes half the time of copying in the kernel."""
+
     def copy(self, shard: int, offset: int, source_fd: int, source_offset: int, nbytes: int, see: Callable[[Array], None] | None = None) -> None:
         """Take bytes straight from an input file, and show them to `see`, where one is given, in whole elements."""
 

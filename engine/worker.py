@@ -23,7 +23,7 @@ from plait.engine.reader import Reader
 from plait.engine.sink import Sink
 from plait.engine.ticker import Watch
 from plait.engine.writebehind import Ticket, WriteBehind
-from plait.planner.blocks import PAGE, StageBuffers, compiled_on_cpu, stage_buffers
+from plait.planner.blocks import PAGE, StageBuffers, compiled_on_cpu, output_buffer, stage_buffers
 from plait.planner.optimisations import FORESIGHT
 from plait.planner.plan import Plan
 from plait.planner.program import Program, Stage
@@ -48,7 +48,7 @@ class Worker:
         memory = np.empty(plan.prediction.worker_bytes, np.uint8) if self.seat is None else self.seat.device.pinned(plan.prediction.worker_bytes)
         memory = memory[-memory.__array_interface__["data"][0] % PAGE :]
         self._pulled = compiled_on_cpu(plan.backend, plan.maps)
-        size = max((stage_buffers(program, stage).output for program in plan.programs for stage in program.stages), default=0)
+        size = output_buffer(plan.programs, pulled=self._pulled)
         self._outputs = (memory[:size], memory[size : 2 * size])
         self._tickets: list[Ticket | None] = [None, None]
         self._filling = 0

@@ -158,6 +158,10 @@ class OutputFolder:
             self._partial.wrote(shard, offset, view.nbytes, known)
         self._count(view.nbytes)
 
+    def past_cache(self, shard: int) -> bool:
+        """Whether whole pages of a shard are written past the page cache."""
+        return self._files[shard].direct
+
     def copy(self, shard: int, offset: int, source_fd: int, source_offset: int, nbytes: int, see: Callable[[Array], None] | None = None) -> None:
         """Copy bytes of an input file inside the kernel where it can, else through a buffer of 1 MiB; thread-safe.
 

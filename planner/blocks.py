@@ -33,6 +33,8 @@ CHECKED_COLUMNS = 509  #: sums of 64-bit words that a checksum of output bytes i
 SPARSE_LIMIT = 512  #: distinct values of one block that an order statistic remembers with their counts; more are counted again when needed
 RANK_COUNTS = 3 << 11  #: counters of the radix sort behind row ranks
 STRIPS = 16  #: runs of blocks over which columns are summed up, each by one worker
+#: Bytes of a tensor copied without decoding that go through a buffer at once, and tensors for which there is one: smaller ones are copied by the kernel.
+COPY_PIECE, COPIED_THROUGH = 2 << 20, 1 << 20
 PAGE = 4096
 SEARCH_PIECE = 1 << 16
 PULL_PIECE = 1 << 16  #: elements of each input that a compiled kernel reads at a time, and uses while a core's own cache still holds them
@@ -155,6 +157,17 @@ def stage_buffers(program: Program, stage: Stage, *, pulled: bool = False) -> St
     # one piece of the values themselves, to find the last tie that is kept
     values = aligned(4 * min(size, search_elements(stage))) if any(program.nodes[i].op == "kth_magnitude" for i in stage.folds) else 0
     return StageBuffers(inputs, output, values, aligned(scratch_bytes(program.nodes, stage, counts=not seen_whole(program, stage))))
+
+
+def output_buffer(programs: Sequence[Program], *, pulled: bool = False) -> int:
+    """Bytes of each of a worker's two output buffers: for the largest block of any stage, and for a piece of what is copied without decoding."""
+    blocks = [stage_buffers(program, stage, pulled=pulled).output for program in programs for stage in program.stages]
+    return max(blocks + [PAGE + COPY_PIECE for program in programs if copied_through(program)], default=0)
+
+
+def copied_through(program: Program) -> bool:
+    """Whether a tensor is copied without decoding and large enough to go through a worker's buffers."""
+    return program.copy is not None and program.numel * BY_CODE[program.dtype].itemsize >= COPIED_THROUGH
 
 
 def search_elements(stage: Stage) -> int:

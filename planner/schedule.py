@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from plait.ops.errors import BudgetTooSmall, PlanError
 from plait.ops.wholes import is_view
-from plait.planner.blocks import COARSE, PAGE, SCOPE_PIECE, SCOPE_PIECES, SPAN, SPARSE_LIMIT, compiled_on_cpu, stage_buffers
+from plait.planner.blocks import COARSE, PAGE, SCOPE_PIECE, SCOPE_PIECES, SPAN, SPARSE_LIMIT, compiled_on_cpu, output_buffer, stage_buffers
 from plait.planner.cost import (
     Lease,
     component_bytes,
@@ -265,9 +265,9 @@ class _Memory:
 
 
 def worker_bytes(programs: Sequence[Program], *, pulled: bool = False) -> int:
-    """Buffers that one worker needs for any stage of any program: an arena that stages divide, and two output blocks."""
+    """Buffers that one worker needs for any stage of any program: an arena that stages divide, and two output buffers."""
     sizes = [stage_buffers(program, stage, pulled=pulled) for program in programs for stage in program.stages]
-    return PAGE + max((s.arena for s in sizes), default=0) + 2 * max((s.output for s in sizes), default=0)
+    return PAGE + max((s.arena for s in sizes), default=0) + 2 * output_buffer(programs, pulled=pulled)
 
 
 def _fit(programs: Sequence[Program], components: Sequence[Component], resources: Resources, on_gpu: tuple[int, ...]) -> _Memory:

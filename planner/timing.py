@@ -173,7 +173,7 @@ def predict_seconds(programs: Sequence[Program], counts: Mapping[int, int], keep
     disk_out = sum(works[n].out_bytes * count for n, count in counts.items()) / rates.write_bytes_s
     waiting = max(0.0, disk_in + disk_out - reading - computing - writing) / max(disk_in + disk_out, 1e-9)
     used = [programs[n] for n in counts] if setting.backend == "numba" else []
-    copied = sum(output_bytes(programs[n]) * count for n, count in counts.items() if programs[n].copy is not None)
+    copied = 0 if _past_cache(rates) else sum(output_bytes(programs[n]) * count for n, count in counts.items() if programs[n].copy is not None)
     torch = setting.backend == "torch" or any(map(uses_torch, (programs[n] for n in counts)))
     return Timing(
         starting_s=rates.start_s * (1.0 + _TORCH_STARTS * torch) + kernel_count(used) * rates.kernel_load_s,
@@ -187,6 +187,11 @@ def predict_seconds(programs: Sequence[Program], counts: Mapping[int, int], keep
         measured=rates.measured,
         programs=tuple(shares),
     )
+
+
+def _past_cache(rates: Rates) -> bool:
+    """Whether undecoded bytes are read and written past the page cache sooner than copied in the kernel and flushed, as the engine then does."""
+    return 1 / rates.read_bytes_s + 1 / rates.write_bytes_s < 1 / rates.copy_bytes_s + 1 / rates.sync_bytes_s
 
 
 def uses_torch(program: Program) -> bool:
@@ -218,6 +223,9 @@ def _share(number: int, count: int, work: _Work, rates: Rates, threads: int) -> 
 def _component_work(number: int, program: Program, keep: bool, cold: bool, setting: Setting) -> _Work:
     rates, threads = setting.rates, setting.threads
     written = output_bytes(program)
+    if program.copy is not None and _past_cache(rates):
+        reading = written * threads / min(threads * rates.read_thread_bytes_s, rates.read_bytes_s)
+        return _Work(out_bytes=written, reading=reading, units=-(-written // (2 << 20)), disk_bytes=float(written) if cold else 0.0)
     if program.copy is not None:
         return _Work(copying=written * threads / rates.copy_bytes_s, units=-(-written // (64 << 20)), disk_bytes=float(written) if cold else 0.0)
     work = _Work(out_bytes=written)

@@ -103,6 +103,9 @@ class MemorySink:
             self.shards[shard][offset : offset + view.nbytes] = view
             self.bytes_written += view.nbytes
 
+    def past_cache(self, shard: int) -> bool:
+        return False
+
     def copy(self, shard: int, offset: int, source_fd: int, source_offset: int, nbytes: int, see: object = None) -> None:
         self.write(shard, offset, os.pread(source_fd, nbytes, source_offset))
 

@@ -39,6 +39,7 @@ from report import save, table_of
 ONE_PASS = ("linear", "task_arithmetic", "dare_linear")
 PRIVATE_LIMIT = (128 * MIB, 256 * MIB)  #: budget, and most private memory of the whole process under it
 FASTER = {("mergekit", "linear"): 8.0, ("mergekit", "ties"): 30.0}
+SAMPLE_S = 0.02  #: between samples of memory: each takes 0.1 ms of two busy cores
 TIGHT = 1.3  #: most that a tight budget may slow a merge down
 #: Options of `floor.py`; the first two are durable, and the faster of them is the floor.
 FLOORS = {
@@ -146,7 +147,7 @@ def measure(bench: Bench, row: Row) -> None:
     else:
         command = plait("merge", bench.recipe(row.method), bench.out, "--memory", str(row.budget), "--quiet")
         environment = bench.environment(row.method)
-    found = run(command, environment=environment)
+    found = run(command, every_s=SAMPLE_S, environment=environment)
     bench.clear()
     # a floor is the moving of bytes alone: what it says of itself, without the start of Python
     row.wall_s.append(json.loads(found.output)["wall_s"] if row.subject in FLOORS else found.wall_s)

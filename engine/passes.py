@@ -72,7 +72,6 @@ class CopyPass:
         """Copy up to 64 MiB."""
         first, length = self.pieces[unit]
         source, see = self.host.reader.fd(self.source.file), self.host.finite.watch(self.source)
-        self.host.count_copied(length)
         if self.source.nbytes >= COPIED_THROUGH and self.host.sink.past_cache(self.shard):
             for at in range(first, first + length, COPY_PIECE):
                 self._through_buffer(worker, at, min(COPY_PIECE, first + length - at), source, see)
@@ -80,9 +79,14 @@ class CopyPass:
         with worker.lane.writing(length):
             self.host.sink.copy(self.shard, self.offset + first, source, self.source.start + first, length, see)
         worker.lane.read += length
+        self.host.count_copied(length)
         self.host.progress(length, length)
 
     def _through_buffer(self, worker: Worker, at: int, nbytes: int, source: int, see: Callable[[Array], None] | None) -> None:
+        if self.host.found.covers(self.shard, self.offset + at, nbytes):  # of a unit that an earlier run did in part
+            self.host.progress(nbytes, nbytes)
+            return
+        self.host.count_copied(nbytes)
         piece = worker.output(nbytes, self.offset + at, 1)
         before = worker.lane.switch(READING)
         read_source(source, self.source.start + at, piece)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from plait.ops.dtypes import BY_CODE
 from plait.ops.op import OPS
 from plait.ops.wholes import VIEWS, WHOLES, is_view
-from plait.planner.blocks import block_count, block_elements, sample_pieces, sample_starts, search_elements, seen_whole
+from plait.planner.blocks import block_count, block_elements, copied_through, sample_pieces, sample_starts, search_elements, seen_whole
 from plait.planner.cost import distinct_stages, input_bytes, kernel_count, output_bytes, recounts, selects, stage_read_bytes
 from plait.planner.program import Node, Program, Stage, data_inputs
 from plait.planner.rates import DEFAULT_RATES, Rates
@@ -173,7 +173,8 @@ def predict_seconds(programs: Sequence[Program], counts: Mapping[int, int], keep
     disk_out = sum(works[n].out_bytes * count for n, count in counts.items()) / rates.write_bytes_s
     waiting = max(0.0, disk_in + disk_out - reading - computing - writing) / max(disk_in + disk_out, 1e-9)
     used = [programs[n] for n in counts] if setting.backend == "numba" else []
-    copied = 0 if _past_cache(rates) else sum(output_bytes(programs[n]) * count for n, count in counts.items() if programs[n].copy is not None)
+    in_kernel = [n for n in counts if programs[n].copy is not None and not _past_cache(programs[n], rates)]
+    copied = sum(output_bytes(programs[n]) * counts[n] for n in in_kernel)
     torch = setting.backend == "torch" or any(map(uses_torch, (programs[n] for n in counts)))
     return Timing(
         starting_s=rates.start_s * (1.0 + _TORCH_STARTS * torch) + kernel_count(used) * rates.kernel_load_s,
@@ -189,9 +190,10 @@ def predict_seconds(programs: Sequence[Program], counts: Mapping[int, int], keep
     )
 
 
-def _past_cache(rates: Rates) -> bool:
-    """Whether undecoded bytes are read and written past the page cache sooner than copied in the kernel and flushed, as the engine then does."""
-    return 1 / rates.read_bytes_s + 1 / rates.write_bytes_s < 1 / rates.copy_bytes_s + 1 / rates.sync_bytes_s
+def _past_cache(program: Program, rates: Rates) -> bool:
+    """Whether a tensor that is copied without decoding is read and written past the page cache, not copied in the kernel and flushed; the engine
+    does so where the filesystem can, which shows in the rates."""
+    return copied_through(program) and 1 / rates.read_bytes_s + 1 / rates.write_bytes_s < 1 / rates.copy_bytes_s + 1 / rates.sync_bytes_s
 
 
 def uses_torch(program: Program) -> bool:
@@ -223,7 +225,7 @@ def _share(number: int, count: int, work: _Work, rates: Rates, threads: int) -> 
 def _component_work(number: int, program: Program, keep: bool, cold: bool, setting: Setting) -> _Work:
     rates, threads = setting.rates, setting.threads
     written = output_bytes(program)
-    if program.copy is not None and _past_cache(rates):
+    if program.copy is not None and _past_cache(program, rates):
         reading = written * threads / min(threads * rates.read_thread_bytes_s, rates.read_bytes_s)
         return _Work(out_bytes=written, reading=reading, units=-(-written // (2 << 20)), disk_bytes=float(written) if cold else 0.0)
     if program.copy is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from ctypes import memset
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -10,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from plait.engine.cfunctions import c_addresses
 from plait.engine.codegen import generate
 from plait.engine.kernel import Kernel
+from plait.engine.pulling import FAILED, SPENT_NS, aim
 from plait.ops.kernels.select import SCAN
-from plait.planner.blocks import CHUNK, COARSE, PULL_PIECE, RANK_COUNTS, SEARCH_PIECE, SPAN, SPARSE_LIMIT, block_elements, marked_pieces
+from plait.planner.blocks import CHUNK, COARSE, PULL_WORDS, PULL_WORDS_EACH, RANK_COUNTS, SEARCH_PIECE, SPAN, SPARSE_LIMIT, block_elements, marked_pieces
 from plait.planner.program import Program, Stage
 
 if TYPE_CHECKING:
@@ -205,7 +204,7 @@ class CompiledRunner:
             self.found, self.places, self.times = carve((count,), np.int64), carve((count, SPARSE_LIMIT), np.uint32), carve((count, SPARSE_LIMIT), np.int64)
             self.marks = carve((count, marked_pieces(stage)), np.int32)
             self.fixed += [self.found, self.places, self.times, self.marks]
-        self.pull = carve((8 + 3 * len(stage.loads),), np.int64) if kernel.pulls else None
+        self.pull = carve((PULL_WORDS + PULL_WORDS_EACH * len(stage.loads),), np.int64) if kernel.pulls else None
         self.fixed += [] if self.pull is None else [self.pull]
         if kernel.ranks:
             count, length = len(kernel.ranks), stage.row_length
@@ -228,7 +227,7 @@ class CompiledRunner:
         if k.selects:
             self._clear(data.windows)
         if self.pull is not None:
-            self._aim(self.pull, data)
+            aim(self.pull, data)
         tables = [np.ascontiguousarray(data.smalls[i], np.float64) for i in k.tables]
         out = [] if data.out is None else [data.out]
         row = self.stage.row_length or data.n
@@ -237,7 +236,7 @@ class CompiledRunner:
         status = self.function(self._unused, self._unused, data.n, data.start, row, *pointers, *self._fixed)
         if status:
             raise RuntimeError(f"the compiled kernel {k.key} ended with status {status}; please report this")
-        if self.pull is not None and self.pull[3]:
+        if self.pull is not None and self.pull[FAILED]:
             raise ReadFailed
         counts = [self._counts(i, window.low, data.n) for i, window in enumerate(data.windows)] if k.selects else []
         columns = [] if self.columns is None else list(self.columns)
@@ -245,16 +244,8 @@ class CompiledRunner:
         rows = [] if self.rows is None else [self.rows[i * count : (i + 1) * count] for i in range(len(k.gathered))]
         words = self.words if data.n <= _MOST_SUMMED else None
         peaks = self.peaks[: len(k.checked) + self.stage.store].tolist()
-        reading = 0 if self.pull is None else int(self.pull[2])
+        reading = 0 if self.pull is None else int(self.pull[SPENT_NS])
         return BlockResult(self.facc[: len(k.sums)].tolist(), counts, peaks, columns, rows, words, reading)
-
-    def _aim(self, pull: Array, data: BlockData) -> None:
-        """Say where the inputs are (`ops/kernels/jit_pull.py`)."""
-        pread, clock = c_addresses(patient=data.patient)
-        sources = data.sources or [(-1, 0)] * len(data.inputs)
-        pull[:6] = pread, data.n if data.sources is None else PULL_PIECE, 0, 0, clock, time.CLOCK_MONOTONIC
-        for k, ((fd, offset), array) in enumerate(zip(sources, data.inputs, strict=True)):
-            pull[8 + 3 * k], pull[9 + 3 * k], pull[10 + 3 * k] = fd, offset, array.itemsize
 
     def _clear(self, windows: list[Window]) -> None:
         self.above[:] = 0

@@ -19,6 +19,7 @@ from hashlib import blake2b
 
 from plait.engine.foldgen import fold_lines, only_folds
 from plait.engine.kernel import PRELUDE, Kernel
+from plait.engine.pulling import next_piece
 from plait.ops.kernels.select import SCAN
 from plait.ops.op import NUMBER_FOLDS, OPS
 from plait.planner.blocks import CHECKED_COLUMNS, CHUNK, COARSE, SEARCH_PIECE, SPAN, SPARSE_LIMIT, checked_loads, marked_pieces, pulls_inputs
@@ -96,7 +97,7 @@ class _Generator:
         if only_folds(self.nodes, self.stage):
             k = self.kernel
             folds, begin, body = fold_lines(self.nodes, self.stage, k.sums, self.counts, self.reductions, k.checked, lambda i: f"in{self._id(i)}", self._slot)
-            body = [*begin, "while filled < n:", *_indent([*self._next_piece("filled"), body[0]], 1), *body[1:]]
+            body = [*begin, "while filled < n:", *_indent([*next_piece(self._inputs(), "filled"), body[0]], 1), *body[1:]]
         else:
             for phase in range(max(self.phase.values(), default=0) + 1):
                 body += self._phase(phase)
@@ -166,6 +167,10 @@ class _Generator:
             arguments += [("X", "float32", "row"), ("ranks", "int32", "row"), ("pairs", "uint64", "row"), ("counts", "uint32", None)]
         return arguments
 
+    def _inputs(self) -> list[str]:
+        """Names of the arrays of the loads."""
+        return [f"in{self._id(i)}" for i in self.stage.loads]
+
     def _storage(self, i: int) -> str:
         return str(self.nodes[i].param("storage"))
 
@@ -189,7 +194,8 @@ class _Generator:
         self.scratch_rows = max(self.scratch_rows, len(scratch))
         lines = [f"acc[{self.reductions.index(i)}, :] = {self._identity(i)}" for i in here]
         lines += [f"for c in range(0, row, {CHUNK}):", f"    m = min({CHUNK}, row - c)", "    p = base + c"]
-        lines += _indent(self._pull(), 1)
+        if self.kernel.pulls:
+            lines += _indent(["if p >= filled:", *_indent(next_piece(self._inputs(), "p"), 1)], 1)
         lines += _indent(self._chunk(sweep, scratch, counted, ranked, kept, stores), 1)
         if scratch:
             pads = [f"        F[{k}, j] = float32(0.0)" for k in scratch.values()]
@@ -231,25 +237,6 @@ class _Generator:
             if self.nodes[i].kind == "map":
                 stack.extend(j for j in data_inputs(self.nodes[i]) if self.nodes[j].space == "tensor")
         return sorted(found)
-
-    def _pull(self) -> list[str]:
-        """Have the next piece of every input read, where the last one is used up."""
-        if not self.kernel.pulls:
-            return []
-        return ["if p >= filled:", *_indent(self._next_piece("p"), 1)]
-
-    def _next_piece(self, first: str) -> list[str]:
-        names = [f"in{self._id(i)}" for i in self.stage.loads]
-        failed = " or ".join(f"not pull_piece(pull, int64({k}), {name}, at, filled - at)" for k, name in enumerate(names))
-        return [
-            f"at = int64({first})",
-            "filled = at + min(pull[1], n - at)",
-            "begun = clock(pull)",
-            f"if {failed}:",
-            "    pull[3] = 1",
-            "    return",
-            "pull[2] += clock(pull) - begun",
-        ]
 
     def _chunk(self, sweep: list[int], scratch: dict[int, int], counted: list[int], ranked: list[int], kept: list[int], stores: bool) -> list[str]:
         lines = []

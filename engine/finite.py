@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,19 +85,17 @@ class Finiteness:
             CheckpointError: an input is not finite.
             KernelError: the output is not.
         """
-        # where a kernel read them itself, piece by piece, only the last piece is there: then they are read once more
-        arrays = [None if data.sources is not None else data.inputs[stage.loads.index(load)] for load in checked]
-        storages = [run.ref(load).dtype for load in checked]
-        if data.out is not None:
-            arrays, storages = [*arrays, data.out], [*storages, run.program.dtype]
-        if peaks is None:
-            peaks = [peak(array, storage) for array, storage in zip(arrays, storages, strict=True) if array is not None]
-        for number, (found, storage) in enumerate(zip(peaks, storages, strict=True)):
-            if found >= _BITS[storage][2]:
-                if number < len(checked):
-                    self._input(run.ref(checked[number]), arrays[number], data)
-                elif data.out is not None:
-                    self._output(run, stage, data, data.out)
+        refs = [run.ref(load) for load in checked]
+        if peaks is None:  # of a runner that was given whole blocks
+            peaks = [peak(data.inputs[stage.loads.index(load)], ref.dtype) for load, ref in zip(checked, refs, strict=True)]
+            peaks += [] if data.out is None else [peak(data.out, run.program.dtype)]
+        for load, ref, found in zip(checked, refs, peaks, strict=False):
+            if found >= _BITS[ref.dtype][2]:
+                size = BY_CODE[ref.dtype].itemsize
+                read_again = partial(self._count, ref, data.start * size, data.n * size)  # of what a kernel read itself only the last piece is there
+                self._input(ref, read_again if data.sources is not None else partial(count, data.inputs[stage.loads.index(load)], ref.dtype))
+        if data.out is not None and peaks[-1] >= _BITS[run.program.dtype][2]:
+            self._output(run, stage, data, data.out)
 
     def watch(self, ref: TensorRef) -> Callable[[Array], None] | None:
         """What bytes of an input that is copied without decoding are shown to; None where they are no floats that can be told."""
@@ -106,7 +105,7 @@ class Finiteness:
 
         def see(piece: Array) -> None:
             if peak(piece, storage) >= _BITS[storage][2]:
-                self._input(ref, piece, None)
+                self._input(ref, partial(count, piece, storage))
 
         return see
 
@@ -130,16 +129,9 @@ class Finiteness:
             nan, infinite = nan + more[0], infinite + more[1]
         return nan, infinite
 
-    def _input(self, ref: TensorRef, piece: Array | None, data: BlockData | None) -> None:
-        if not self._allow:
-            found = self._count(ref)
-        elif piece is not None:
-            found = count(piece, ref.dtype)
-        else:
-            assert data is not None
-            size = BY_CODE[ref.dtype].itemsize
-            found = self._count(ref, data.start * size, data.n * size)
-        self._found_input(ref, *found)
+    def _input(self, ref: TensorRef, seen: Callable[[], tuple[int, int]]) -> None:
+        """An input is not finite; `seen` counts NaN and infinite values among those just looked at."""
+        self._found_input(ref, *(seen() if self._allow else self._count(ref)))
 
     def _found_input(self, ref: TensorRef, nan: int, infinite: int) -> None:
         if self._allow:

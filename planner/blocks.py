@@ -37,6 +37,7 @@ STRIPS = 16  #: runs of blocks over which columns are summed up, each by one wor
 COPY_PIECE, COPIED_THROUGH = 2 << 20, 1 << 20
 PAGE = 4096
 SEARCH_PIECE = 1 << 16
+PULL_WORDS, PULL_WORDS_EACH = 8, 3  #: of the vector that tells such a kernel where its inputs are, and of each input in it
 PULL_PIECE = 1 << 16  #: elements of each input that a compiled kernel reads at a time, and uses while a core's own cache still holds them
 
 
@@ -198,7 +199,7 @@ def scratch_bytes(nodes: Sequence[Node], stage: Stage, *, counts: bool = True) -
         + 4 * (len(stage.loads) + 1)
         + 64 * (15 + 4 * ranks)
         + stage.store * CHECKED_COLUMNS * 16
-        + 8 * (8 + 3 * len(stage.loads))
+        + 8 * (PULL_WORDS + PULL_WORDS_EACH * len(stage.loads))
     )
     sorting = stage.row_length * 16 + RANK_COUNTS * 4 if ranks else 0
     return (

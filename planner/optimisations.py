@@ -37,7 +37,7 @@ SHARED_PASSES = "shared-passes"
 OPTIMISATIONS = {
     o.name: o
     for o in (
-        Optimisation(BYTE_COPY, "A tensor that comes out as it went in is copied by the kernel, not decoded and written again."),
+        Optimisation(BYTE_COPY, "A tensor that comes out as it went in is copied byte for byte, not decoded and rounded again."),
         Optimisation(COMMON_SUBEXPRESSIONS, "A statistic or decomposition that several terms use is computed once, not once for each."),
         Optimisation(CONSTANT_FOLDING, "Arithmetic on numbers is done while planning, and factors of one are dropped."),
         Optimisation(FORESIGHT, "A small sample foresees where an exact threshold lies, which spares a pass over its inputs."),

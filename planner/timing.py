@@ -24,7 +24,7 @@ from plait.planner.rates import DEFAULT_RATES, Rates
 _NS = 1e-9
 #: Bytes that one unit of work reads when inputs are read into memory to stay.
 FILL_UNIT = 8 << 20
-#: A tie search reads half a block on average and looks at its values in NumPy, which costs about this many countings.
+#: A tie search looks at the values of a piece or two in NumPy, which costs about this many countings.
 _SEARCH_COUNTS = 2.0
 _TORCH_STARTS = 4.0  #: times as long as the interpreter and all other imports that importing torch takes
 #: How much longer kernels with these ops compile than a simple map does, as multiples of that.

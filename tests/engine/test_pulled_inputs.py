@@ -14,7 +14,7 @@ import pytest
 
 import plait
 import plait.planner.blocks
-from plait.engine import blockrun, component
+from plait.engine import component, pulling
 from plait.ops.errors import CheckpointError
 from support import tiny
 
@@ -33,7 +33,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several pieces a block, several blocks a tensor, and none that its sample is all of."""
-    for module in (plait.planner.blocks, blockrun, component):
+    for module in (plait.planner.blocks, pulling, component):
         monkeypatch.setattr(module, "PULL_PIECE", PIECE)
     monkeypatch.setattr(plait.planner.blocks, "BLOCK", 2 * PIECE)
     monkeypatch.setattr(plait.planner.blocks, "SEEN_WHOLE", 0)

@@ -110,6 +110,7 @@ class _Generator:
         lines += [f"sums{number} = sum_sweep({sums})" for number, sums in enumerate(self.sweeps)]
         lines += ["", f"def kernel(n, start, row, {', '.join(f'p_{name}' for name, _, _ in arguments)}):"]
         lines += [f"    {name} = carray(p_{name}, ({_UNBOUNDED}{f', {width}' if width else ''},))" for name, _, width in arguments]
+        lines += ["    with_wide_vectors()"] if k.streams else []
         lines += _indent(self.prologue, 1)
         lines += _indent([f"facc[{f}] = {self._identity(i)}" for f, i in enumerate(k.sums)], 1)
         lines += _indent([f"peak[{f}] = 0" for f in range(len(k.checked) + self.stage.store)], 1)

@@ -12,7 +12,7 @@ from numba import boolean, carray, float32, float64, int32, int64, types, uint8,
 from plait.ops.kernels.jit_bits import add_words16, add_words32, bits_to_f32, f32_to_bits, load_bf16, load_f16, peak16, peak32, store_bf16, store_f16
 from plait.ops.kernels.jit_elementary import exp_f32, log_f64, tanh_f32
 from plait.ops.kernels.jit_folds import Folds, fold_sweep, largest_of_key, least_key
-from plait.ops.kernels.jit_philox import philox_fill
+from plait.ops.kernels.jit_philox import philox_fill, with_wide_vectors
 from plait.ops.kernels.jit_pull import clock, pull_piece
 from plait.ops.kernels.jit_rank import row_ranks
 from plait.ops.kernels.jit_reduce import accumulate_columns, combine, larger, row_largest, row_max, sum_sweep

@@ -36,7 +36,8 @@ from plait.planner.whole_notes import whole_notes
 # Private memory of a running merge that no block or tensor accounts for, measured above the imports (benchmarks/memory_70b.py):
 RUNTIME_BYTES = 4 * MIB  #: thread stacks, the plan, LLVM's linker
 KERNEL_BYTES = MIB // 8  #: each kernel that is loaded; compiling happens in processes of its own
-WHOLE_BYTES = 32 * MIB  #: thread pools and workspaces of torch's linear algebra
+TORCH_BYTES = 32 * MIB  #: thread pools and workspaces of torch, at most
+LIBRARY_BYTES = 8 * MIB  #: that part of them which torch's linear algebra takes for the smallest matrices
 _PER_COMPONENT = 6 * 1024
 CACHE_BYTES = 2 * MIB  #: a result cache: what it knows of its entries while it makes room, small results on their way
 #: The sample of the whole model that foresees one model-wide threshold, with what sorting it takes.
@@ -309,9 +310,10 @@ def _scope_bytes(programs: Sequence[Program], components: Sequence[Component]) -
 
 def runtime_bytes(programs: Sequence[Program], backend: str) -> int:
     """What the program itself takes while it runs these programs; the interpreter brings torch instead of kernels."""
-    wholes = any(map(uses_torch, programs))
-    kernels = KERNEL_BYTES * kernel_count(programs) if backend == "numba" else WHOLE_BYTES
-    return RUNTIME_BYTES + kernels + (WHOLE_BYTES if wholes else 0)
+    kernels = KERNEL_BYTES * kernel_count(programs) if backend == "numba" else TORCH_BYTES
+    # twice a matrix in float32: what remained on 96x96 to 4096x4096 beside the workspaces that the ops themselves say they need
+    libraries = max((min(TORCH_BYTES, LIBRARY_BYTES + 8 * program.numel) for program in programs if uses_torch(program)), default=0)
+    return RUNTIME_BYTES + kernels + libraries
 
 
 def _too_small(program: Program, name: str, arena: int, state: int, runtime: int, minimum: int, budget: int) -> str:

@@ -28,7 +28,7 @@ FILL_UNIT = 8 << 20
 _SEARCH_COUNTS = 2.0
 _TORCH_STARTS = 4.0  #: times as long as the interpreter and all other imports that importing torch takes
 #: How much longer kernels with these ops compile than a simple map does, as multiples of that.
-_COMPILE_EXTRA = {"exp": 1.0, "tanh": 2.0, "kth_magnitude": 4.0, "row_rank": 2.0, "random_bits": 1.0}
+_COMPILE_EXTRA = {"exp": 1.0, "tanh": 2.0, "kth_magnitude": 1.5, "row_rank": 2.0, "random_bits": 1.0}
 
 
 #: Work of an op on whole tensors, as float64 operations at the speed of a product of large matrices.

@@ -8,7 +8,8 @@ The inputs are sparse files: right headers, right sizes, and holes instead of da
 memory, scheduling and writing; zeros say nothing about values, and a disk delivers real bytes more slowly than a file system makes up zeros.
 With `--sink remove` each output file is reserved, written past the page cache and made durable as in a merge, and removed as soon as its
 last byte is there; with `discard` bytes are only counted. Reader, plan and executor are those of `plait merge`, in a process of its own
-whose private memory (RssAnon) is sampled. A model of one layer is merged first, so that the kernels are compiled. Exits 1 when the peak is
+whose private memory (RssAnon) is sampled. The machine's rates are measured first (`plait bench machine --whole`), and for the disk's that
+of the holes which stand for it. A model of one layer is merged next, so that the kernels are compiled. Exits 1 when the peak is
 over the prediction or the budget, or when bytes are missing.
 """
 
@@ -23,20 +24,23 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import machine
 import numpy as np
 from make_checkpoint import PRESETS, make_set
-from measure import MIB, Measured, run
+from measure import MIB, Measured, calibrated, run
 from recipes import METHODS, text_of
 from report import save, table_of
 
 import plait
 from plait.engine.executor import execute
-from plait.engine.machine import available_memory
+from plait.engine.kernelrates import together
+from plait.engine.machine import available_memory, cores
 from plait.engine.pool import DevicePool
+from plait.engine.ratefile import load_rates, save_rates
 from plait.engine.reader import Reader
 from plait.engine.shardfile import ShardFile
 from plait.measuring import import_bytes
@@ -191,6 +195,30 @@ def merge(recipe: Path, memory: str, sink_name: str, folder: Path) -> dict[str, 
     return facts | {"modules": sorted(sys.modules)}
 
 
+def holes_rate(model: Path) -> float:
+    """Bytes a second that all cores read of a sparse model's largest files, at most 4 GB of each, through buffers that a merge would use."""
+    paths = sorted(model.glob("*.safetensors"), key=lambda path: -path.stat().st_size)[:2]
+    sizes = [min(path.stat().st_size, 4 * 10**9) for path in paths]
+    buffers = [[memoryview(bytearray(2 * MIB))] for _ in range(cores())]
+
+    def read(number: int) -> None:
+        for path, nbytes in zip(paths, sizes, strict=True):
+            with open(path, "rb", buffering=0) as stream:
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                for at in range(number * 2 * MIB, nbytes, len(buffers) * 2 * MIB):
+                    os.preadv(stream.fileno(), buffers[number], at)
+
+    return sum(sizes) / together([partial(read, number) for number in range(len(buffers))])
+
+
+def calibrated_for_holes(model: Path, scratch: Path) -> dict[str, Any]:
+    """Measures the machine for the plans of this process's children; what the disk is to real inputs, the file system's zeros are here."""
+    calibrated(scratch)
+    rates = replace(load_rates()[0], cold_read_bytes_s=holes_rate(model))
+    save_rates(rates)
+    return asdict(rates)
+
+
 def measured(method: str, layers: int, args: argparse.Namespace, scratch: Path) -> Result:
     """Makes the inputs and merges them in a process of its own."""
     models = make_set(scratch / f"model-{layers}", replace(PRESETS[args.preset], layers=layers), args.experts, sparse=True)
@@ -229,13 +257,19 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="full-70b-", dir=args.scratch) as name:
         scratch = Path(name)
+        sparse = make_set(scratch / "holes", replace(PRESETS[args.preset], layers=min(args.layers, 10)), 0, sparse=True)[0]
+        rates = calibrated_for_holes(sparse, scratch)
         measured(args.method, 1, args, scratch)
         result = measured(args.method, args.layers, args, scratch)
         facts = machine.describe(scratch)
     title = f"{args.method} of base + {args.experts}, shape {args.preset}, {args.layers} layers, --memory {args.memory}, sink {args.sink}"
     notes = ["inputs are sparse files: zeros, for reading, memory and writing only; real values and a real disk take longer", machine.line(facts)]
     notes += [] if result.verdict == "ok" else [result.verdict]
-    data = {"machine": facts, "page_cache": "cold; holes are made up by the file system", "result": {**asdict(result), "verdict": result.verdict}}
+    data = {
+        "machine": {**facts, "rates": rates},
+        "page_cache": "cold; holes are made up by the file system",
+        "result": {**asdict(result), "verdict": result.verdict},
+    }
     save(args.name, {**data, "notes": notes}, table_of(title, ["", "", "measured", "predicted"], shown(result), notes), args.results)
     sys.exit(result.verdict != "ok")
 

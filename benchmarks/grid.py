@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import shutil
 import signal
@@ -27,11 +26,10 @@ from typing import Any
 
 import machine
 from make_checkpoint import PRESETS, Preset, make_set
-from measure import MIB, CommandFailed, import_baseline, plait, planned
+from measure import MIB, CommandFailed, calibrated, import_baseline, plait, planned
 from recipes import PROMISED, methods_named, models_in, text_of
 from report import RESULTS, save, table_of
 
-from plait.engine.compile import cache_folder
 from plait.watching import Command, watch_each
 
 
@@ -85,19 +83,6 @@ class Cell:
             return "refused"
         over = [word for word, limit in (("prediction", self.predicted), ("budget", self.limit)) if self.used > limit]
         return "over " + " and ".join(over) if over else "ok"
-
-
-def calibrated(scratch: Path, through: Sequence[str]) -> dict[str, Any]:
-    """Measures the machine in the folder that merges will write to; plans of this process's children use it from here on."""
-    kernels = cache_folder().parent
-    (scratch / "calibration").mkdir()
-    (scratch / "calibration" / "kernels").symlink_to(kernels)  # it times how kernels run; how they compile, with one that no cache has
-    os.environ["PLAIT_CACHE_DIR"] = str(scratch / "calibration")
-    (found,) = watch_each([Command(plait("bench", "machine", "--whole", "--folder", scratch))], through)
-    if found.status:
-        raise SystemExit(f"the machine cannot be measured: {found.output}")
-    rates: dict[str, Any] = json.loads((scratch / "calibration" / "machine.json").read_text())["rates"]
-    return rates
 
 
 def cells(shape: str, models: list[Path], methods: list[str], budgets: list[str], scratch: Path, through: Sequence[str], *, cold: bool) -> Iterator[Cell]:

@@ -21,7 +21,8 @@ from typing import Any
 
 from memory_70b import IMPORT_ONLY, WITH_MODULES, private_bytes
 
-from plait.watching import variables
+from plait.engine.compile import cache_folder
+from plait.watching import Command, variables, watch_each
 
 MIB = 1 << 20
 SAMPLE_S = 0.005
@@ -119,6 +120,19 @@ def import_baseline(recipe: Path, out: Path, memory: str) -> int:
         size = private_bytes(process.pid)
         process.kill()
     return size
+
+
+def calibrated(scratch: Path, through: Sequence[str] = ()) -> dict[str, Any]:
+    """Measures the machine in the folder that merges will write to; plans of this process's children use it from here on."""
+    kernels = cache_folder().parent
+    (scratch / "calibration").mkdir()
+    (scratch / "calibration" / "kernels").symlink_to(kernels)  # it times how kernels run; how they compile, with one that no cache has
+    os.environ["PLAIT_CACHE_DIR"] = str(scratch / "calibration")
+    (found,) = watch_each([Command(plait("bench", "machine", "--whole", "--folder", scratch))], through)
+    if found.status:
+        raise SystemExit(f"the machine cannot be measured: {found.output}")
+    rates: dict[str, Any] = json.loads((scratch / "calibration" / "machine.json").read_text())["rates"]
+    return rates
 
 
 def main() -> None:

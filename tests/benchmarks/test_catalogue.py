@@ -31,7 +31,7 @@ def test_a_second_run_measures_what_is_missing(tmp_path: Path):
     done = run(tmp_path / "set", tmp_path, "--methods", "linear")
     assert done.returncode == 0, done.stdout + done.stderr
     first = json.loads((tmp_path / "catalogue.json").read_text())["sets"]["tiny"]["rows"]
-    done = run(tmp_path / "set", tmp_path, "--methods", "svc,linear,led", "--memory", "32MiB", "--through", "nice")
+    done = run(tmp_path / "set", tmp_path, "--methods", "svc,linear,led", "--memory", "16MiB", "--through", "nice")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "catalogue.json").read_text())["sets"]["tiny"]["rows"]
     assert list(rows) == ["linear", "led", "svc"]

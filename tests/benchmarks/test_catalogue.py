@@ -31,13 +31,13 @@ def test_a_second_run_measures_what_is_missing(tmp_path: Path):
     done = run(tmp_path / "set", tmp_path, "--methods", "linear")
     assert done.returncode == 0, done.stdout + done.stderr
     first = json.loads((tmp_path / "catalogue.json").read_text())["sets"]["tiny"]["rows"]
-    done = run(tmp_path / "set", tmp_path, "--methods", "svc,linear,led", "--memory", "16MiB", "--through", "nice")
+    done = run(tmp_path / "set", tmp_path, "--methods", "doge_ta,linear,led", "--memory", "32MiB", "--through", "nice")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "catalogue.json").read_text())["sets"]["tiny"]["rows"]
-    assert list(rows) == ["linear", "led", "svc"]
+    assert list(rows) == ["linear", "led", "doge_ta"]
     assert rows["linear"] == first["linear"]
-    assert rows["svc"]["state"] == "refused"
-    assert rows["svc"]["predicted_peak_bytes"] > 16 * MIB
+    assert rows["doge_ta"]["state"] == "refused"
+    assert rows["doge_ta"]["predicted_peak_bytes"] > 32 * MIB
     assert "refused" in (tmp_path / "catalogue.txt").read_text()
     assert sorted((tmp_path / "set").iterdir()) == before
 

@@ -12,7 +12,8 @@ def steps(function: Callable[[], Any]) -> int:
     """The number of Python instructions that a call of `function` runs, in this thread.
 
     A time grows with whatever else the machine does; this does not, so a test can compare two sizes of the same work
-    and see whether the cost is proportional to it.
+    and see whether the cost is proportional to it. What a function written in C does within one instruction, such as a search through a list,
+    is not seen.
     """
     count = 0
 

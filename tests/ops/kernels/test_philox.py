@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 
-from plait.ops.kernels.jit_philox import philox_fill
+from plait.ops.kernels.jit_philox import philox_fill, with_wide_vectors
 from plait.ops.kernels.philox import philox4x32, random_u32, stream_key, threshold
 
 ONES = 0xFFFFFFFF
@@ -124,3 +125,21 @@ def test_negative_ranges_are_refused():
     """There are no elements before the first."""
     with pytest.raises(ValueError, match="negative"):
         random_u32(KEY, -1, 4)
+
+
+def test_wide_vectors_are_asked_for_in_the_caller_alone():
+    """The function that asks has the attribute in what LLVM is given; another does not."""
+
+    @njit
+    def asks(x):
+        with_wide_vectors()
+        return x + 1
+
+    @njit
+    def does_not(x):
+        return x + 1
+
+    assert asks(1) == does_not(1) == 2
+    wide = '"prefer-vector-width"="512"'
+    assert wide in "".join(asks.inspect_llvm().values())
+    assert wide not in "".join(does_not.inspect_llvm().values())

@@ -13,7 +13,19 @@ from plait.engine.codegen import generate
 from plait.engine.kernel import Kernel
 from plait.engine.pulling import FAILED, SPENT_NS, aim
 from plait.ops.kernels.select import SCAN
-from plait.planner.blocks import CHUNK, COARSE, PULL_WORDS, PULL_WORDS_EACH, RANK_COUNTS, SEARCH_PIECE, SPAN, SPARSE_LIMIT, block_elements, marked_pieces
+from plait.planner.blocks import (
+    CHUNK,
+    COARSE,
+    PULL_WORDS,
+    PULL_WORDS_EACH,
+    RANK_COUNTS,
+    RANK_SPARE,
+    SEARCH_PIECE,
+    SPAN,
+    SPARSE_LIMIT,
+    block_elements,
+    marked_pieces,
+)
 from plait.planner.program import Program, Stage
 
 if TYPE_CHECKING:
@@ -211,10 +223,11 @@ class CompiledRunner:
             self.fixed += [
                 carve((count, length), np.float32),
                 carve((count, length), np.int32),
-                carve((2, length), np.uint64),
+                carve((2, length + RANK_SPARE), np.uint64),
                 carve((RANK_COUNTS,), np.uint32),
             ]
         self._fixed = [array.__array_interface__["data"][0] for array in self.fixed]
+        self._tables: dict[int, tuple[Any, Array]] = {}
         self._nothing = np.zeros(2, np.int64)  # Numba's convention has places for a result and an error; there are none
         self._unused = self._nothing.__array_interface__["data"][0]
 
@@ -228,7 +241,7 @@ class CompiledRunner:
             self._clear(data.windows)
         if self.pull is not None:
             aim(self.pull, data)
-        tables = [np.ascontiguousarray(data.smalls[i], np.float64) for i in k.tables]
+        tables = [self._table(i, dtype, data.smalls[i]) for i, dtype in k.tables.items()]
         out = [] if data.out is None else [data.out]
         row = self.stage.row_length or data.n
         arrays = (self.scalars, streams, *tables, *data.inputs, *data.residents, *out, *data.keeps)
@@ -246,6 +259,13 @@ class CompiledRunner:
         peaks = self.peaks[: len(k.checked) + self.stage.store].tolist()
         reading = 0 if self.pull is None else int(self.pull[SPENT_NS])
         return BlockResult(self.facc[: len(k.sums)].tolist(), counts, peaks, columns, rows, words, reading)
+
+    def _table(self, i: int, dtype: str, values: Any) -> Array:
+        """A small vector in the type that the kernel takes; converted once for each tensor."""
+        known = self._tables.get(i)
+        if known is None or known[0] is not values:
+            known = self._tables[i] = (values, np.ascontiguousarray(values, dtype))
+        return known[1]
 
     def _clear(self, windows: list[Window]) -> None:
         self.above[:] = 0

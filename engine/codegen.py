@@ -22,7 +22,7 @@ from plait.engine.kernel import PRELUDE, Kernel
 from plait.engine.pulling import next_piece
 from plait.ops.kernels.select import SCAN
 from plait.ops.op import NUMBER_FOLDS, OPS
-from plait.planner.blocks import CHECKED_COLUMNS, CHUNK, COARSE, SEARCH_PIECE, SPAN, SPARSE_LIMIT, checked_loads, marked_pieces, pulls_inputs
+from plait.planner.blocks import CHECKED_COLUMNS, CHUNK, COARSE, RANK_SPARE, SEARCH_PIECE, SPAN, SPARSE_LIMIT, checked_loads, marked_pieces, pulls_inputs
 from plait.planner.program import Node, Program, Stage, data_inputs
 
 _LOADS = {"BF16": ("uint16", "load_bf16({})"), "F16": ("uint16", "load_f16({})"), "F32": ("float32", "{}")}
@@ -133,7 +133,7 @@ class _Generator:
     def _arguments(self) -> list[tuple[str, str, object]]:
         """Name, element type and row length (None for vectors) of each array, in the order in which the function takes them."""
         arguments: list[tuple[str, str, object]] = [("s", "float64", None), ("streams", "uint32", 4)]
-        arguments += [(f"t{self._id(i)}", "float64", None) for i in self.kernel.tables]
+        arguments += [(f"t{self._id(i)}", dtype, None) for i, dtype in self.kernel.tables.items()]
         arguments += [(f"in{self._id(i)}", _LOADS[self._storage(i)][0], None) for i in self.stage.loads]
         arguments += [(f"res{self._id(i)}", "float32", None) for i in self.stage.residents]
         if self.stage.store:
@@ -165,7 +165,7 @@ class _Generator:
         if self.kernel.pulls:
             arguments.append(("pull", "int64", None))
         if self.kernel.ranks:
-            arguments += [("X", "float32", "row"), ("ranks", "int32", "row"), ("pairs", "uint64", "row"), ("counts", "uint32", None)]
+            arguments += [("X", "float32", "row"), ("ranks", "int32", "row"), ("pairs", "uint64", f"(row + {RANK_SPARE})"), ("counts", "uint32", None)]
         return arguments
 
     def _inputs(self) -> list[str]:
@@ -316,8 +316,8 @@ class _Generator:
             storage = str(node.param("storage"))
             return _LOADS[storage][1].format(_STORES[storage][1].format(self._as(node.inputs[0], "f")))
         if node.op in ("take", "take_integer"):
-            table = self._table(node.inputs[0])
-            return f"{'int64' if node.op == 'take_integer' else 'float32'}({table}[v{self._id(node.inputs[1])}])"
+            table, dtype = self._table(node.inputs[0]), "uint32" if node.op == "take_integer" else "float32"
+            return f"{dtype}({table}[uint32(v{self._id(node.inputs[1])}) & MAGNITUDE])"
         if node.op == "keep_top":
             return OPS[node.op].code.format(self._as(node.inputs[0], "u"), f"cut{self._id(i)}")
         operands = [self._as(j, cast) for j, cast in zip(data_inputs(node), OPS[node.op].casts, strict=True)]
@@ -358,7 +358,8 @@ class _Generator:
 
     def _table(self, i: int) -> str:
         if i not in self.kernel.tables:
-            self.kernel.tables.append(i)
+            uses = {node.op for node in self.nodes if i in node.inputs}
+            self.kernel.tables[i] = "uint32" if uses == {"take_integer"} else "float64"
         return f"t{self._id(i)}"
 
     def _reduce(self, i: int, scratch: dict[int, int]) -> str:

@@ -30,7 +30,7 @@ class Kernel:
         source: a Python module that defines `kernel`.
         key: hash of the source; equal kernels are compiled once.
         scalars: `(small node, component)` of each entry of the argument `s`; component -1 for scalars.
-        tables: small nodes passed as whole vectors.
+        tables: small nodes passed as whole vectors, and the element type of each.
         sums: folds whose partials come back in `facc`, in order: sums, dots and largest elements.
         columns: folds by columns, whose partials come back in `cols`, in order.
         gathered: folds that gather the values of rows in `rows`, in order.
@@ -47,7 +47,7 @@ class Kernel:
     source: str = ""
     key: str = ""
     scalars: list[tuple[int, int]] = field(default_factory=list)
-    tables: list[int] = field(default_factory=list)
+    tables: dict[int, str] = field(default_factory=dict)
     sums: list[int] = field(default_factory=list)
     columns: list[int] = field(default_factory=list)
     gathered: list[int] = field(default_factory=list)

@@ -180,7 +180,7 @@ def row_rank_from_top(x: LazyTensor, rows: str = "last") -> LazyTensor:
 
 
 def take(table: LazyTensor, index: LazyTensor, *, integer: bool = False) -> LazyTensor:
-    """`table[index]` elementwise from a small vector."""
+    """`table[index]` elementwise from a small vector; `integer` where its entries are whole numbers from 0 to 2^32 - 1, to be compared as such."""
     op = OPS["take_integer" if integer else "take"]
     return LazyTensor(op, (table, index), shape=index.shape, dtype=op.result, space="tensor")
 

@@ -142,7 +142,7 @@ ROW_RANK = declare("row_rank", "rows", result="int32", flops=0)
 declare("take", "map", result="float32", flops=4)
 COLUMN = declare("column", "map", result="int32")
 ROW = declare("row", "map", result="int32")
-declare("take_integer", "map", result="int64", flops=4)
+declare("take_integer", "map", result="uint32", flops=4)
 
 # -- whole: what each needs and how it runs is declared in `plait.ops.wholes` ----------------------
 POLAR = declare("polar", "whole", result="float32", flops=0)

@@ -32,6 +32,7 @@ SCOPE_PIECES, SCOPE_PIECE = 512, 512
 CHECKED_COLUMNS = 509  #: sums of 64-bit words that a checksum of output bytes is taken of (`plait/engine/checksum.py`)
 SPARSE_LIMIT = 512  #: distinct values of one block that an order statistic remembers with their counts; more are counted again when needed
 RANK_COUNTS = 3 << 11  #: counters of the radix sort behind row ranks
+RANK_SPARE = 256  #: elements beyond the row's of the arrays that it is sorted in
 STRIPS = 16  #: runs of blocks over which columns are summed up, each by one worker
 #: Bytes of a tensor copied without decoding that go through a buffer at once, and tensors for which there is one: smaller ones are copied by the kernel.
 COPY_PIECE, COPIED_THROUGH = 2 << 20, 1 << 20
@@ -201,7 +202,7 @@ def scratch_bytes(nodes: Sequence[Node], stage: Stage, *, counts: bool = True) -
         + stage.store * CHECKED_COLUMNS * 16
         + 8 * (PULL_WORDS + PULL_WORDS_EACH * len(stage.loads))
     )
-    sorting = stage.row_length * 16 + RANK_COUNTS * 4 if ranks else 0
+    sorting = (stage.row_length + RANK_SPARE) * 16 + RANK_COUNTS * 4 if ranks else 0
     return (
         chunk
         + vectors

@@ -36,7 +36,7 @@ class Rates:
         fold_ns: half of what adding an element to one of several inner products takes; other sums take `Op.flops` of it.
         random_ns: drawing random bits for an element.
         count_ns: counting an element for an order statistic.
-        rank_ns: ranking an element within its row.
+        rank_ns: ranking an element within its row, of changes of 16-bit weights.
         interpreter_factor: how many times slower the torch interpreter computes than compiled kernels.
         whole_flops_s: float64 operations per second in products of large matrices.
         gpu_flops_s: the same on a GPU, where one is used.
@@ -67,7 +67,7 @@ class Rates:
     fold_ns: float = 0.05
     random_ns: float = 1.2
     count_ns: float = 1.5
-    rank_ns: float = 20.0
+    rank_ns: float = 4.0
     interpreter_factor: float = 15.0
     whole_flops_s: float = 3e10
     gpu_flops_s: float = 5e12

@@ -26,6 +26,7 @@ _NS = 1e-9
 FILL_UNIT = 8 << 20
 #: A tie search looks at the values of a piece or two in NumPy, which costs about this many countings.
 _SEARCH_COUNTS = 2.0
+_SORTED = 2.0  # rows of many different magnitudes are sorted, which takes twice as long as counting (`ops/kernels/jit_buckets.py`)
 _TORCH_STARTS = 4.0  #: times as long as the interpreter and all other imports that importing torch takes
 #: How much longer kernels with these ops compile than a simple map does, as multiples of that.
 _COMPILE_EXTRA = {"exp": 1.0, "tanh": 2.0, "kth_magnitude": 1.5, "row_rank": 2.0, "random_bits": 1.0}
@@ -355,18 +356,20 @@ def stage_ns(program: Program, stage: Stage, rates: Rates) -> float:
     for i in reductions:
         at = max((phase[j] for j in data_inputs(nodes[i]) if j in phase), default=0)
         targets.setdefault(at, set()).update(nodes[i].inputs)
-        total += _reduction_ns(nodes[i].op, rates)
+        total += _reduction_ns(program, stage, i, rates)
     for i in (*stage.keeps, *([program.root] if stage.store else [])):
         targets.setdefault(phase.get(i, 0), set()).add(i)
         total += rates.store_ns
     return total + sum(_sweep_ns(program, wanted, rates) for wanted in targets.values())
 
 
-def _reduction_ns(op: str, rates: Rates) -> float:
+def _reduction_ns(program: Program, stage: Stage, i: int, rates: Rates) -> float:
+    nodes, op = program.nodes, program.nodes[i].op
     if op == "kth_magnitude":
         return rates.count_ns
     if op == "row_rank":
-        return rates.rank_ns
+        sorts = nodes[nodes[i].inputs[0]].op == "reversed_magnitude" or any(nodes[j].param("storage") == "F32" for j in stage.loads)
+        return rates.rank_ns * (_SORTED if sorts else 1.0)
     return OPS[op].flops * rates.fold_ns
 
 

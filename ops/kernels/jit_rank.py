@@ -1,4 +1,4 @@
-"""Ranks of magnitudes within one row, by a radix sort of the float bits in the caller's scratch memory."""
+"""Ranks of magnitudes within one row, in the caller's scratch memory: by counting, or by a radix sort of the float bits."""
 
 # numba shows mypy an intrinsic as its typing function, with one argument more
 # mypy: disable-error-code="call-arg,operator,no-untyped-call"
@@ -11,6 +11,7 @@ import numpy as np
 from numba import int32, int64, njit, uint32, uint64
 
 from plait.ops.kernels.jit_bits import f32_to_bits
+from plait.ops.kernels.jit_buckets import MORE_BUCKETS, ranks_by_counting
 
 #: Elements of the `counts` scratch of `row_ranks`.
 COUNTS = 3 << 11
@@ -21,8 +22,8 @@ _SHORT = 2048  # rows below this length use 4 digits of 8 bits: clearing 3 x 204
 
 
 def scratch_bytes(n: int) -> int:
-    """Bytes of scratch that `row_ranks` needs for rows of `n` elements: two uint64 `[n]` and the counters."""
-    return 2 * 8 * n + 4 * COUNTS
+    """Bytes of scratch that `row_ranks` needs for rows of `n` elements: two uint64 `[n + MORE_BUCKETS]` and the counters."""
+    return 2 * 8 * (n + MORE_BUCKETS) + 4 * COUNTS
 
 
 @njit(nogil=True, boundscheck=False, error_model="numpy")
@@ -33,11 +34,14 @@ def row_ranks(x: Any, n: Any, ranks: Any, a: Any, b: Any, counts: Any) -> None:
         x: float32, one row; NaN ranks above infinity.
         n: its length, int64, below 2^31.
         ranks: int32 result.
-        a, b: uint64 scratch of at least `n` elements each.
+        a, b: uint64 scratch of at least `n + MORE_BUCKETS` elements each.
         counts: uint32 scratch of `COUNTS` elements.
     """
     if n <= _TINY:
         _insertion(x, n, ranks, a)
+        return
+    buckets, elements = a.view(np.uint32), b.view(np.uint32)
+    if ranks_by_counting(x, n, ranks, buckets[: n + MORE_BUCKETS], buckets[n + MORE_BUCKETS :], elements[:n], elements[n:]):
         return
     varying = _varying(x, n)
     low, high = _lowest(varying), _highest(varying)

@@ -22,6 +22,7 @@ RESCALE_BY = Param(
     gradient=False,
 )
 EPSILON = Param("epsilon", float, "Half-width of the keep probabilities around the density.", default=0.15, per_expert=True, low=0.0, high=0.5)
+_MOST = 2.0**32 - 1  # a probability of less than 1
 DROPS = "drop"  # one stream for both methods: DELLA with epsilon 0 is DARE, bit for bit
 
 
@@ -52,8 +53,8 @@ def keep_thresholds(*, density: float, epsilon: float, length: int) -> Any:
 
     low, width = round((exact(density) - exact(epsilon)) * 2**32), round(2 * exact(epsilon) * 2**32)
     if length < 2:
-        return np.full(max(length, 1), float(round(exact(density) * 2**32)))
-    return (low + np.arange(length, dtype=np.int64) * width // (length - 1)).astype(np.float64)
+        return np.full(max(length, 1), min(float(round(exact(density) * 2**32)), _MOST))
+    return np.minimum(low + np.arange(length, dtype=np.int64) * width // (length - 1), _MOST).astype(np.float64)
 
 
 def rank_drop(t: MergeInputs, expert: int, density: float, epsilon: float, seed: int, rescale: bool, rescale_by: str) -> LazyTensor:
@@ -68,11 +69,11 @@ def rank_drop(t: MergeInputs, expert: int, density: float, epsilon: float, seed:
     length = row_length(t.shape, "last")
     table = solve("keep_thresholds", shape=(length,), density=density, epsilon=epsilon, length=length)
     rank = row_rank(delta)
-    mask = below(t.random_bits(expert, seed, DROPS), take(table, rank, integer=True))
-    kept = where(mask, delta, 0.0)
+    threshold = take(table, rank, integer=True)
+    kept = where(below(t.random_bits(expert, seed, DROPS), threshold), delta, 0.0)
     if not rescale:
         return kept
-    return kept / take(table / 2.0**32, rank) if rescale_by == "probability" else same_l1(kept, delta)
+    return kept / (threshold * 2.0**-32) if rescale_by == "probability" else same_l1(kept, delta)
 
 
 def voters(t: MergeInputs, weight: tuple[float, ...], values: tuple[float, ...]) -> list[tuple[int, float, float]]:

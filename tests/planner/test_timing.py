@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import plait
+from plait.ops.algebra import row_rank, row_rank_from_top, where
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import methods
 from plait.ops.op import OPS
@@ -182,6 +183,17 @@ def test_kinds_of_work_have_their_rates():
     for rate, users in uses.items():
         slow = replace(DEFAULT_RATES, **{rate: 1e3})
         assert {m for m in METHODS if ns(program(m), slow) != ns(program(m), DEFAULT_RATES)} == users
+
+
+@pytest.mark.parametrize(("storage", "factor"), [("BF16", 1.0), ("F16", 1.0), ("F32", 2.0)])
+def test_ranks_of_many_different_magnitudes_take_twice_as_long(storage, factor):
+    """Rows of 16-bit weights are ranked by counting, of 32-bit ones by a sort; so are ranks from the top."""
+    x = load(("a",), (4, 64), storage)
+    none = replace(DEFAULT_RATES, rank_ns=0.0)
+    for rank, expected in ((row_rank(x), factor), (row_rank_from_top(x), 2.0)):
+        ranked = lower(where(rank > 3.0, x, 0.0), storage, [x])
+        ns = [stage_ns(ranked, ranked.stages[0], rates) for rates in (DEFAULT_RATES, none)]
+        assert ns[0] - ns[1] == pytest.approx(expected * DEFAULT_RATES.rank_ns)
 
 
 def test_every_op_can_be_priced():

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from plait.ops.kernels import jit_rank, rank
+from plait.ops.kernels import jit_buckets, jit_rank, rank
+from plait.planner import blocks
 
 rows = hnp.arrays(np.float32, st.integers(1, 120), elements=st.one_of(st.floats(width=32, allow_nan=False), st.sampled_from([0.0, -0.0, 1.0, -1.0])))
 
@@ -16,10 +17,38 @@ rows = hnp.arrays(np.float32, st.integers(1, 120), elements=st.one_of(st.floats(
 def kernel_ranks(x):
     n = x.size
     ranks = np.full(n + 1, -7, np.int32)
-    a, b, counts = np.full(n, 99, np.uint64), np.full(n, 99, np.uint64), np.full(jit_rank.COUNTS, 99, np.uint32)
-    jit_rank.row_ranks(x, n, ranks, a, b, counts)
-    assert ranks[-1] == -7, "wrote beyond the row"
+    size = n + jit_buckets.MORE_BUCKETS
+    a, b, counts = (np.full(size + 1, 99, dtype) for dtype in (np.uint64, np.uint64, np.uint32))
+    counts = np.full(jit_rank.COUNTS + 1, 99, np.uint32)
+    jit_rank.row_ranks(x, n, ranks, a[:size], b[:size], counts[:-1])
+    assert (ranks[-1], a[-1], b[-1], counts[-1]) == (-7, 99, 99, 99), "wrote beyond its arrays"
     return ranks[:n].tolist()
+
+
+def by_counting(x):
+    """Whether the row was ranked by counting, and the ranks."""
+    n = x.size
+    ranks = np.full(n, -7, np.int32)
+    scratch = [np.full(size, 99, np.uint32) for size in (n + jit_buckets.MORE_BUCKETS, n + jit_buckets.MORE_BUCKETS, n, n)]
+    return jit_buckets.ranks_by_counting(x, n, ranks, *scratch), ranks.tolist()
+
+
+def changes(rng, n):
+    """Differences of bfloat16 weights, in float32."""
+    weights = [(x.astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32) for x in _tuned(rng, n)]
+    return weights[1] - weights[0]
+
+
+def _tuned(rng, n):
+    base = rng.standard_normal(n) * 0.02
+    return base, base + rng.standard_normal(n) * 0.002
+
+
+#: Rows of length n of which one bucket holds nearly all elements, in few runs that fall.
+CROWDED = {
+    "one fall, first bucket": lambda n: np.concatenate([np.full(n // 2, 2.0), np.full(n - n // 2 - 1, 1.0), [1e9]]),
+    "one fall, last bucket": lambda n: np.concatenate([np.full(n - n // 8, 2.0**-30), np.full(n // 16, 2.0), np.full(n - (n - n // 8) - n // 16, 1.0)]),
+}
 
 
 def sorted_ranks(x):
@@ -41,7 +70,7 @@ def test_kernel_and_reference_equal_a_plain_sort(x):
 
 
 @pytest.mark.parametrize("n", [48, 49, 2047, 2048, 4096, 70_000])
-@pytest.mark.parametrize("kind", ["normal", "tied", "zeros", "subnormal", "descending"])
+@pytest.mark.parametrize("kind", ["normal", "tied", "zeros", "subnormal", "descending", "huge", "16-bit", "nan", *CROWDED])
 def test_kernel_equals_the_reference_on_long_rows(n, kind):
     """Lengths on both sides of every change of algorithm."""
     rng = np.random.default_rng(n)
@@ -51,6 +80,10 @@ def test_kernel_equals_the_reference_on_long_rows(n, kind):
         "zeros": lambda: np.where(rng.random(n) < 0.5, 0.0, -0.0),
         "subnormal": lambda: rng.integers(-9, 9, n) * 1e-44,
         "descending": lambda: np.arange(n, 0, -1),
+        "huge": lambda: rng.integers(-3, 4, n) * 1e38,
+        "16-bit": lambda: changes(rng, n),
+        "nan": lambda: np.where(rng.random(n) < 0.01, np.nan, rng.integers(-3, 4, n)),
+        **{name: lambda name=name: CROWDED[name](n) for name in CROWDED},
     }[kind]().astype(np.float32)
     assert kernel_ranks(x) == rank.row_ranks(x[None])[0].tolist()
 
@@ -67,6 +100,25 @@ def test_keys_may_differ_in_any_run_of_bits(n, width, seed, data):
     assert kernel_ranks(x) == rank.row_ranks(x[None])[0].tolist()
 
 
+@pytest.mark.parametrize("n", [49, 300, 2048, 5632])
+def test_changes_of_16_bit_weights_are_ranked_by_counting(n):
+    """The light path takes them, and finds every rank, those of magnitudes that share a bucket too."""
+    x = changes(np.random.default_rng(n), n)
+    done, ranks = by_counting(x)
+    assert done
+    assert ranks == rank.row_ranks(x[None])[0].tolist()
+
+
+@pytest.mark.parametrize("kind", [*CROWDED, "continuous", "overflowing"])
+def test_rows_that_counting_would_take_long_for_are_left_to_the_sort(kind):
+    """However many elements fall into one bucket, the steps of inserting them stay in proportion to the row."""
+    n = 4096
+    other = {"continuous": np.random.default_rng(1).standard_normal(n), "overflowing": np.full(n, 3e38)}
+    x = (CROWDED[kind](n) if kind in CROWDED else other[kind]).astype(np.float32)
+    assert not by_counting(x)[0]
+    assert kernel_ranks(x) == rank.row_ranks(x[None])[0].tolist()
+
+
 def test_rows_are_ranked_one_by_one():
     """The reference ranks each row of a matrix by itself."""
     x = np.array([[3, -1, 2], [0, 0, -5]], np.float32)
@@ -74,5 +126,6 @@ def test_rows_are_ranked_one_by_one():
 
 
 def test_scratch_is_what_the_kernel_takes():
-    """The declared bytes are those of the arrays passed above."""
-    assert jit_rank.scratch_bytes(100) == 2 * np.empty(100, np.uint64).nbytes + np.empty(jit_rank.COUNTS, np.uint32).nbytes
+    """The planner counts the arrays that the kernel needs."""
+    assert (blocks.RANK_COUNTS, blocks.RANK_SPARE) == (jit_rank.COUNTS, jit_buckets.MORE_BUCKETS)
+    assert jit_rank.scratch_bytes(100) == (100 + blocks.RANK_SPARE) * 16 + blocks.RANK_COUNTS * 4

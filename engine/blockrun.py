@@ -12,6 +12,7 @@ import numpy.typing as npt
 from plait.engine.codegen import generate
 from plait.engine.kernel import Kernel
 from plait.engine.pulling import FAILED, SPENT_NS, aim
+from plait.engine.tables import table
 from plait.ops.kernels.select import SCAN
 from plait.planner.blocks import (
     CHUNK,
@@ -264,7 +265,7 @@ class CompiledRunner:
         """A small vector in the type that the kernel takes; converted once for each tensor."""
         known = self._tables.get(i)
         if known is None or known[0] is not values:
-            known = self._tables[i] = (values, np.ascontiguousarray(values, dtype))
+            known = self._tables[i] = (values, table(values, dtype))
         return known[1]
 
     def _clear(self, windows: list[Window]) -> None:

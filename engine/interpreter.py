@@ -14,6 +14,7 @@ import torch
 from plait.engine.blockrun import Array, BlockData, BlockResult, Counts, Window
 from plait.engine.kernel import Kernel
 from plait.engine.orderstat import few_or_dense
+from plait.engine.tables import table
 from plait.engine.torchmath import (
     TORCH,
     as_float,
@@ -114,8 +115,9 @@ class Interpreter:
             x = self._operand(node.inputs[0], "f", values, data, in_row=False)
             return x.to(TORCH[str(node.param("storage"))]).to(torch.float32)
         if node.op in ("take", "take_integer"):
-            table = self.fetch(np.asarray(data.smalls[node.inputs[0]], np.float64))
-            return torch.take(table, values[node.inputs[1]].long()).to(torch.int64 if node.op == "take_integer" else torch.float32)
+            whole = node.op == "take_integer"
+            entries = self.fetch(table(data.smalls[node.inputs[0]], "uint32" if whole else "float64").astype(np.float64, copy=False))
+            return torch.take(entries, values[node.inputs[1]].long()).to(torch.int64 if whole else torch.float32)
         operands = [self._operand(j, c, values, data, in_row=in_row) for j, c in zip(data_inputs(node), OPS[node.op].casts, strict=True)]
         function = OPS[node.op].arrays
         assert function is not None

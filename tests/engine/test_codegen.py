@@ -21,7 +21,8 @@ from plait.engine.blockrun import RAW, BlockData, Window, make_runner
 from plait.engine.codegen import generate
 from plait.engine.compile import cache_folder, compile_missing
 from plait.engine.kernel import Kernel
-from plait.ops.algebra import dot
+from plait.ops.algebra import below, dot, row_rank, solve, take, where
+from plait.ops.algebra import random_bits as drawn
 from plait.ops.errors import KernelError
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import methods, steps
@@ -180,7 +181,7 @@ def small_values(program: Program, start: int, n: int) -> dict[int, Any]:
         if node.op == "const":
             values[i] = np.float64(node.param("value"))
         elif node.op == "solve" and node.shape and node.shape[0] > 2:
-            values[i] = np.linspace(0.3, 0.8, node.shape[0]) * 2**32
+            values[i] = np.floor(np.linspace(0.3, 0.8, node.shape[0]) * 2**32)
         elif len(node.shape) == 2:
             values[i] = np.linspace(0.0, 1.0, node.shape[0] * node.shape[1]).reshape(node.shape)
         elif len(node.shape) == 1 and node.shape[0] > 2:
@@ -261,6 +262,42 @@ def test_many_inner_products_are_swept_together(dtype: str, fill: Callable[..., 
 
 
 START, COUNT = FIRST_ROW * SHAPE[1], ROWS * SHAPE[1]
+
+
+def looking_up(*, both: bool) -> Program:
+    """A table of thresholds that masks are compared with, and whose entries are perhaps values, too."""
+    x = load(("x", "w.weight", 0, 0), SHAPE, "F32")
+    rank = row_rank(x)
+    table = solve("keep_thresholds", shape=(SHAPE[1],), density=0.5, epsilon=0.1, length=SHAPE[1])
+    mask = below(drawn(x, 1, "drop", "x"), take(table, rank, integer=True))
+    return lower(where(mask, take(table, rank) if both else x, 0.0), "F32", [x])
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_table_may_hold_integers_and_numbers(both: bool):
+    """Whichever type the kernel takes it in, the bits are those of the interpreter."""
+    program = looking_up(both=both)
+    inputs = [random_bits("F32", COUNT, np.random.default_rng(1))]
+    got, expected = (run_block(program, program.stages[0], backend, inputs, START, COUNT)["out"] for backend in ("numba", "torch"))
+    assert same(got, expected)
+    assert 0 < np.count_nonzero(got) < COUNT
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("entry", [-1.0, 0.5, 2.0**32, np.nan])
+def test_a_table_of_other_numbers_than_32_bit_integers_is_refused(monkeypatch: pytest.MonkeyPatch, backend: str, entry: float):
+    """A method that would look up what a comparison of 32 bits cannot hold is told so."""
+    program = looking_up(both=False)
+    monkeypatch.setitem(
+        globals(),
+        "small_values",
+        lambda program, *_: (
+            {i: np.full(SHAPE[1], entry) for i, node in enumerate(program.nodes) if node.op == "solve"}
+            | {i: np.float64(0.0) for i, node in enumerate(program.nodes) if node.op == "const"}
+        ),
+    )
+    with pytest.raises(KernelError, match=r"integer=True\) holds .*; its entries must be whole numbers from 0 to 4294967295"):
+        run_block(program, program.stages[0], backend, [random_bits("F32", COUNT, np.random.default_rng(1))], START, COUNT)
 
 
 def test_every_method_and_step_has_a_case():

@@ -25,6 +25,7 @@ from plait.ops.op import NUMBER_FOLDS, OPS
 from plait.planner.blocks import CHECKED_COLUMNS, CHUNK, COARSE, RANK_SPARE, SEARCH_PIECE, SPAN, SPARSE_LIMIT, checked_loads, marked_pieces, pulls_inputs
 from plait.planner.program import Node, Program, Stage, data_inputs
 
+_MUCH_ARITHMETIC = {"random_bits", "exp", "tanh"}  # for which LLVM's widest vectors pay
 _LOADS = {"BF16": ("uint16", "load_bf16({})"), "F16": ("uint16", "load_f16({})"), "F32": ("float32", "{}")}
 _PEAKS = {"BF16": "peak16", "F16": "peak16", "F32": "peak32"}
 #: How the checksum adds up an output, the type of its sums, and how many there are: a row of 64-bit words, in elements.
@@ -110,7 +111,7 @@ class _Generator:
         lines += [f"sums{number} = sum_sweep({sums})" for number, sums in enumerate(self.sweeps)]
         lines += ["", f"def kernel(n, start, row, {', '.join(f'p_{name}' for name, _, _ in arguments)}):"]
         lines += [f"    {name} = carray(p_{name}, ({_UNBOUNDED}{f', {width}' if width else ''},))" for name, _, width in arguments]
-        lines += ["    with_wide_vectors()"] if k.streams else []
+        lines += ["    with_wide_vectors()"] if any(self.nodes[i].op in _MUCH_ARITHMETIC for i in self.stage.compute) else []
         lines += _indent(self.prologue, 1)
         lines += _indent([f"facc[{f}] = {self._identity(i)}" for f, i in enumerate(k.sums)], 1)
         lines += _indent([f"peak[{f}] = 0" for f in range(len(k.checked) + self.stage.store)], 1)

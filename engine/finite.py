@@ -7,7 +7,7 @@ tells (`peak16` in ops/kernels/jit_bits.py). What follows costs only where somet
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -49,15 +49,24 @@ def peak(bits: Array, storage: str) -> int:
         storage: code of a float that plait computes on or copies.
     """
     kind, magnitude, _ = _BITS[storage]
-    values = bits.view(kind)
-    return int((values & kind(magnitude)).max()) if values.size else 0
+    return max((int((values & kind(magnitude)).max()) for values in _pieces(bits.view(kind))), default=0)
 
 
 def count(bits: Array, storage: str) -> tuple[int, int]:
     """How many stored values are NaN, and how many infinite."""
     kind, magnitude, limit = _BITS[storage]
-    values = bits.view(kind) & kind(magnitude)
-    return int(np.count_nonzero(values > limit)), int(np.count_nonzero(values == limit))
+    nan = infinite = 0
+    for piece in _pieces(bits.view(kind)):
+        values = piece & kind(magnitude)
+        nan += int(np.count_nonzero(values > limit))
+        infinite += int(np.count_nonzero(values == limit))
+    return nan, infinite
+
+
+def _pieces(values: Array) -> Iterator[Array]:
+    """Runs of values of which a copy is small beside a worker's buffers."""
+    flat, count = values.reshape(-1), _PIECE // values.itemsize
+    return (flat[first : first + count] for first in range(0, flat.size, count))
 
 
 class Finiteness:

@@ -16,7 +16,7 @@ from plait.engine.blockrun import RAW, Array, BlockData, make_runner
 from plait.engine.codegen import generate
 from plait.engine.foresight import Sampled
 from plait.engine.kernel import Kernel
-from plait.ops.algebra import below, dot, random_bits, row_rank, total, where
+from plait.ops.algebra import below, dot, exp, random_bits, row_rank, tanh, total, where
 from plait.ops.op import OPS
 from plait.ops.order import top
 from plait.ops.tensor import LazyTensor, load
@@ -96,6 +96,7 @@ def _programs(shape: tuple[int, int]) -> dict[str, Program]:
         "few": models[0] * 0.4,
         "light": base + total([d * 0.4 for d in deltas]),
         "heavy": base + total(elected) / (changed + 2.0),
+        "dense": base + total([exp(-1.0 * d * d) * tanh(d) for d in deltas]),
         "fold": base * dot(deltas[0], deltas[0]) + dot(deltas[0], deltas[1]) + dot(deltas[1], deltas[1]),
         "random": base + total([where(below(random_bits(m, 1, "mask", label), 1 << 30), m, 0.0) for m, label in zip(models[:2], "xy", strict=True)]),
         "count": base + total([_trimmed(d) for d in deltas[:2]]),
@@ -115,8 +116,8 @@ def _work(program: Program) -> tuple[int, int, int]:
 
 
 def _map_rates(programs: dict[str, Program], ns: dict[str, float]) -> tuple[float, float, float]:
-    """Nanoseconds of a load, an operation and a store that explain the three maps best."""
-    names = ("few", "light", "heavy")
+    """Nanoseconds of a load, an operation and a store that explain the four maps best."""
+    names = ("few", "light", "heavy", "dense")  # in the last, arithmetic alone counts: without it an operation can seem to be free
     equations = np.array([_work(programs[name]) for name in names], np.float64)
     times = np.array([ns[name] for name in names])
     # each equation counts relative to its time, and no rate is far from plausible: short kernels are noisy

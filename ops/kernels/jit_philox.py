@@ -130,8 +130,8 @@ def _group(typingctx: Any, dst: Any, at: Any, block: Any, k0: Any, k1: Any, c2: 
 def with_wide_vectors(typingctx: Any) -> Any:
     """Let LLVM use the widest vectors for the loops of the function that calls this, as `_group` does.
 
-    Its own choice on AVX-512 is half of their width, for the sake of the clock frequency; beside a group, which has settled that, the loop
-    that uses the words is a tenth to a fifth slower for it.
+    Its own choice on AVX-512 is half of their width, for the sake of the clock frequency; with random words or exponentials in the loop, a
+    tenth to a fifth slower.
     """
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:

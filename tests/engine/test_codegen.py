@@ -300,6 +300,13 @@ def test_a_table_of_other_numbers_than_32_bit_integers_is_refused(monkeypatch: p
         run_block(program, program.stages[0], backend, [random_bits("F32", COUNT, np.random.default_rng(1))], START, COUNT)
 
 
+@pytest.mark.parametrize(("name", "wide"), [("linear", False), ("ties", False), ("dare_linear", True), ("della", True), ("arcee_fusion", True), ("pcb", True)])
+def test_kernels_with_much_arithmetic_ask_for_wide_vectors(name: str, wide: bool):
+    """Where random bits or exponentials are computed; others are as fast in half the width."""
+    program = lowered(CASES[name], "BF16")
+    assert any("with_wide_vectors()" in generate(program, stage).source for stage in program.stages) == wide
+
+
 def test_every_method_and_step_has_a_case():
     """A method that is added must be compared too."""
     assert {case.method for case in CASES.values()} == METHODS.keys() | STEPS.keys()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 import plait
 from plait.api import Options
-from plait.engine.finite import count, peak
+from plait.engine.finite import count, first_not_finite, peak
 from plait.ops.errors import CheckpointError, KernelError
 from support import tiny
 
@@ -166,3 +167,21 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     done = subprocess.run([*command, "--allow-nonfinite"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "not finite in the output: 1 values of model.norm.weight" in done.stderr
+
+
+@pytest.mark.parametrize("storage", ["F64", "F32", "BF16", "F16"])
+def test_looking_at_a_piece_takes_little_memory(storage: str):
+    """A worker that copies 2 MiB at a time has no room for another 2 MiB; and the last value counts like the first."""
+    kind = {"F64": np.uint64, "F32": np.uint32}.get(storage, np.uint16)
+    bits = np.zeros((16 << 20) // np.dtype(kind).itemsize, kind)
+    bits[-1], bits[0] = first_not_finite(storage), first_not_finite(storage) + 1
+    tracemalloc.start()
+    try:
+        found, numbers = peak(bits, storage), count(bits, storage)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found == first_not_finite(storage) + 1
+    assert peak(bits[1:], storage) == first_not_finite(storage)
+    assert numbers == (1, 1)
+    assert most < 1 << 20

@@ -249,7 +249,9 @@ def block(p: Program, stage: Stage, n: int, seed: int = 0) -> BlockData:
     smalls: dict[int, Any] = {}
     for i, node in enumerate(p.nodes):
         if node.space == "small":
-            smalls[i] = np.linspace(0.3, 0.8, node.shape[0]) if len(node.shape) == 1 else np.float64(node.param("value") or 0.7)
+            whole = kernel.tables.get(i) == "uint32"
+            numbers = np.linspace(0.3, 0.8, node.shape[0]) if len(node.shape) == 1 else np.float64(node.param("value") or 0.7)
+            smalls[i] = np.floor(numbers * 2**32) if whole else numbers
     inputs = [tiny.encode((rng.standard_normal(n) * 0.1).astype(np.float32), str(p.nodes[i].param("storage"))) for i in stage.loads]
     return BlockData(
         n,

@@ -18,7 +18,7 @@ def kernel_ranks(x):
     n = x.size
     ranks = np.full(n + 1, -7, np.int32)
     size = n + jit_buckets.MORE_BUCKETS
-    a, b, counts = (np.full(size + 1, 99, dtype) for dtype in (np.uint64, np.uint64, np.uint32))
+    a, b = np.full(size + 1, 99, np.uint64), np.full(size + 1, 99, np.uint64)
     counts = np.full(jit_rank.COUNTS + 1, 99, np.uint32)
     jit_rank.row_ranks(x, n, ranks, a[:size], b[:size], counts[:-1])
     assert (ranks[-1], a[-1], b[-1], counts[-1]) == (-7, 99, 99, 99), "wrote beyond its arrays"

@@ -26,6 +26,7 @@ TITLES = {
     "1.1b": "base and experts of 1.1 billion parameters",
     "1.1b-width-1layer": "one layer of 1.1B width, with its embedding and head",
     "70b-width-1layer": "one layer of 70B width, with its embedding and head",
+    "70b-width-layer-alone": "one layer of 70B width alone, with a vocabulary of 256",
 }
 OWN = """## Your machine, your shapes
 
@@ -57,7 +58,7 @@ def result(name: str) -> dict[str, Any] | None:
 def page() -> str:
     """docs/benchmarks.md."""
     parts = [NOTE, "# Benchmarks", "What merges take, measured beside what their plans predicted.", OWN]
-    parts += [*_grid(result("grid")), *_catalogue(result("catalogue")), *_mergekit(result("speed_mergekit"))]
+    parts += [*_grid(result("grid")), *_catalogue(result("catalogue")), *_mergekit(result("speed_mergekit")), *_spectral(result("spectral"))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -142,6 +143,31 @@ def _mergekit(found: dict[str, Any] | None) -> Iterator[str]:
     yield _table(["method", "plait", "mergekit", "times as fast", "plait's private memory", "mergekit's"], [_beside(m, r) for m, r in ordered])
     if found["missed"]:
         yield "Short of the target of 5 times, or 30 where mergekit sorts or iterates:\n\n" + "\n".join(f"- {line}" for line in found["missed"])
+
+
+def _spectral(found: dict[str, Any] | None) -> Iterator[str]:
+    if found is None:
+        return
+    yield "## Spectral kernels beside torch.linalg.svd"
+    yield (
+        f"The same values from `torch.linalg.svd` in float32 on the whole matrix, in turns, {found['threads']} threads, each in a process of its own. The "
+        "matrix is noise with 64 directions above it. `error` of a polar factor is how far its rows are from orthonormal or its product with the matrix "
+        "from symmetric, whichever is more; of the others, how much more they leave than torch's triplets do (a negative figure: less). "
+        f"`python benchmarks/spectral.py`, {_machine(found['machine'])}."
+    )
+    headings = ["kernel", "shape", "plait", "torch", "times as fast", "plait's memory", "torch's", "error", "torch's"]
+    yield _table(headings, [_kernel(r, found["by"]) for r in found["results"]])
+    if found["broken"]:
+        yield "Short of what was promised:\n\n" + "\n".join(f"- {line}" for line in found["broken"])
+
+
+def _kernel(row: dict[str, Any], by: str) -> list[str]:
+    ours, torch = ({key: median(run[key] for run in row[side]) for key in row[side][0]} for side in ("ours", "torch"))
+    seconds, memory = [side[f"{by}_s"] for side in (ours, torch)], [_size(side["peak_bytes"]) for side in (ours, torch)]
+    polar = row["case"] == "polar"
+    errors = [f"{ours['error']:.1e}", f"{torch['error']:.1e}"] if polar else [f"{ours['error'] / torch['error'] - 1:.1e}", ""]
+    shape = " x ".join(map(str, row["shape"]))
+    return [row["case"], shape, *(f"{s:.2f} s" for s in seconds), f"{seconds[1] / seconds[0]:.1f}", *memory, *errors]
 
 
 def times(row: dict[str, Any]) -> float:

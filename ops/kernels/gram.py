@@ -62,11 +62,11 @@ def svd64_bytes(short: int, long: int) -> int:
     return 8 * (3 * short * long + (5 if 6 * long >= 11 * short else 7) * short * short)
 
 
-def new_gram(side: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """A Gram matrix of nothing yet: float64 zeros `[side, side]`."""
+def new_gram(side: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A Gram matrix of nothing yet: zeros `[side, side]`, float64 unless another dtype is given."""
     import torch
 
-    return torch.zeros((side, side), dtype=torch.float64, device=device)
+    return torch.zeros((side, side), dtype=dtype or torch.float64, device=device)
 
 
 def add_columns(gram: torch.Tensor, source: torch.Tensor, buffer: torch.Tensor | None = None) -> torch.Tensor:
@@ -81,14 +81,21 @@ def add_columns(gram: torch.Tensor, source: torch.Tensor, buffer: torch.Tensor |
     Returns:
         `gram`.
     """
+    there = source.dtype == gram.dtype and source.device == gram.device
+    for block in [source] if there else (block for _, block in blocks(source, gram.device, buffer)):
+        add_products(gram, block, block)
+    return gram
+
+
+def add_products(gram: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Add the lower triangle of left · rightᵀ, a product that is symmetric, in the dtype of all three, by bands; returns `gram`."""
     side = gram.shape[0]
     bands = max(1, min(_BANDS, side // _BAND_ROWS))
-    ends = [side * (i + 1) // bands for i in range(bands)]
-    for _, block in blocks(source, gram.device, buffer):
-        start = 0
-        for end in ends:
-            gram[start:end, :end].addmm_(block[start:end], block[:end].T)
-            start = end
+    start = 0
+    for band in range(bands):
+        end = side * (band + 1) // bands
+        gram[start:end, :end].addmm_(left[start:end], right[:end].T)
+        start = end
     return gram
 
 
@@ -145,7 +152,8 @@ def eigh(gram: torch.Tensor, shape: tuple[int, ...]) -> tuple[torch.Tensor, torc
     first: Exception | None = None
     for reverse in (False, True):
         try:
-            values, vectors = torch.linalg.eigh(gram.flip(0, 1), UPLO="U") if reverse else torch.linalg.eigh(gram)
+            # transposed, it lies in memory as LAPACK reads it, and torch's copy of it is a plain one
+            values, vectors = torch.linalg.eigh(gram.flip(0, 1).mT, UPLO="L") if reverse else torch.linalg.eigh(gram.mT, UPLO="U")
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             first = first or error
             continue

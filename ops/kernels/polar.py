@@ -10,8 +10,9 @@ left out, so κ <= 1 / tol and the estimate is at most `ERROR_LIMIT` for every m
 more. Only smaller matrices can exceed it; those are decomposed by SVD in float64, which costs nothing.
 
 Large matrices on the CPU are multiplied in float32 where that is harmless: rounding costs about 3e-7 times
-rms(σ) · rms(1/σ) over the directions that it concerns. The strongest and the weakest are taken out of the matrix and
-multiplied in float64 until that product is `_SPREAD`; as a rule they are few.
+rms(σ) · rms(1/σ) over the directions that it concerns, and half of that where none is missing (`_multiply_narrow`).
+The strongest and the weakest are taken out of the matrix and multiplied in float64 until that product is `_SPREAD`;
+as a rule they are few.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from plait.ops.errors import KernelError
 from plait.ops.kernels.gram import (
     add_columns,
+    add_products,
     block_buffer,
     block_columns,
     blocks,
@@ -176,25 +178,38 @@ def _multiply_wide(source: torch.Tensor, target: torch.Tensor, factor: torch.Ten
 
 
 def _multiply_narrow(source: torch.Tensor, target: torch.Tensor, basis: torch.Tensor, scales: torch.Tensor, weak: int, strong: int) -> None:
-    """target = basis · diag(scales) · basisᵀ · source on the CPU, in float32 but for the `weak` first and `strong` last directions, by blocks."""
+    """target = basis · diag(scales) · basisᵀ · source on the CPU, in float32 but for the `weak` first and `strong` last directions, by blocks.
+
+    With c the mean of the other scales, basis · diag(scales) · basisᵀ = c·I + basis · diag(scales − c) · basisᵀ where no direction is missing. c·I
+    needs no product, and the rest is so much smaller that float32 is good enough to form it.
+    """
     import torch
 
     short, long = source.shape
     end = len(scales) - strong
-    half = basis[:, weak:end] * scales[weak:end].sqrt()
-    factor = mirror(add_columns(new_gram(short), half)).to(torch.float32)
-    del half
+    whole = len(scales) == short
+    common = float(scales[weak:end].mean()) if whole else 0.0
+    inner, rest_scales = basis[:, weak:end], scales[weak:end] - common
+    if whole:
+        inner, rest_scales = inner.to(torch.float32), rest_scales.to(torch.float32)
+    depth = short + weak + strong
+    # the directions that are taken out come back with the same product, as more of its inner side
+    factor = torch.empty((short, depth), dtype=torch.float32)
+    factor[:, :short] = mirror(add_products(new_gram(short, dtype=inner.dtype), inner * rest_scales, inner))
+    del inner
     near = torch.cat([basis[:, :weak], basis[:, end:]], dim=1)
+    factor[:, short:] = near
     far, weights = near.T.contiguous(), torch.cat([scales[:weak], scales[end:]])[:, None]
-    for start in range(0, long, _NARROW_COLUMNS):
-        part = slice(start, start + _NARROW_COLUMNS)
-        if not len(weights):
-            target[:, part] = factor @ source[:, part]
-            continue
-        block = source[:, part].to(torch.float64)
-        parts = far @ block
-        rest = block.addmm_(near, parts, alpha=-1).to(torch.float32)
-        target[:, part] = (factor @ rest).add_(near @ parts.mul_(weights))
+    columns = min(block_columns(short, long), max(_NARROW_COLUMNS, short // 2))
+    # held over all blocks: fresh ones would fragment the heap
+    wide, rest, product = torch.empty((short, columns), dtype=torch.float64), torch.empty((depth, columns)), torch.empty((short, columns))
+    for start in range(0, long, columns):
+        part = slice(start, min(long, start + columns))
+        wide, rest, product = (buffer[:, : part.stop - start] for buffer in (wide, rest, product))
+        parts = far @ wide.copy_(source[:, part])
+        rest[:short] = wide.addmm_(near, parts, alpha=-1)
+        rest[short:] = parts.mul_(weights)
+        target[:, part] = torch.addmm(rest[:short], factor, rest, beta=common, out=product)
 
 
 def _by_svd(source: torch.Tensor, target: torch.Tensor, device: torch.device, *, tolerance: float) -> int:

@@ -118,6 +118,18 @@ def test_noise_and_what_stands_out_of_it_are_multiplied_in_float32(monkeypatch, 
     assert relative_error(got, expected) < module.ERROR_LIMIT
 
 
+@pytest.mark.parametrize("middle", [365, 8])
+def test_what_is_below_the_noise_stays_out_of_float32_products(monkeypatch, middle):
+    """Directions just below the tolerance, which is above the weaker directions kept by a few parts in a hundred, come back as zero."""
+    monkeypatch.setattr(module, "_multiply_wide", lambda *args: pytest.fail("float64 products"))
+    spectrum = np.concatenate([np.full(25, 1000.0), np.linspace(1.2, 1.0, middle), np.full(375 - middle, 0.04)])
+    x = with_spectrum(400, 900, spectrum)
+    expected, rank = reference(x)
+    got, kept = run(x)
+    assert kept == rank == 25 + middle
+    assert relative_error(got, expected) < module.ERROR_LIMIT
+
+
 def test_zero_rows_stay_zero():
     """Rows and columns of zeros give zeros, and do not count in the rank."""
     x = np.random.default_rng(2).standard_normal((20, 30)).astype(np.float32)

@@ -39,6 +39,12 @@ def block_buffer(short: int, long: int, device: torch.device | str = "cpu") -> t
     return torch.empty(short * block_columns(short, long), dtype=torch.float64, device=device)
 
 
+def lie_as(source: torch.Tensor, flat: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """The beginning of a flat buffer as a matrix whose rows, or columns, lie in memory like those of `source`, so that copies go straight."""
+    room = flat[: rows * columns]
+    return room.view(columns, rows).T if source.stride(0) == 1 < source.stride(1) else room.view(rows, columns)
+
+
 def blocks(source: torch.Tensor, device: torch.device, buffer: torch.Tensor | None = None) -> Iterator[tuple[slice, torch.Tensor]]:
     """Float64 blocks of columns of `[short, long]`, in order, each in the same buffer, made here when none is given."""
     short, long = source.shape
@@ -47,8 +53,7 @@ def blocks(source: torch.Tensor, device: torch.device, buffer: torch.Tensor | No
         buffer = block_buffer(short, long, device)
     for start in range(0, long, columns):
         part = slice(start, min(long, start + columns))
-        block = buffer[: short * (part.stop - start)].view(short, -1)
-        yield part, block.copy_(source[:, part])
+        yield part, lie_as(source, buffer, short, part.stop - start).copy_(source[:, part])
 
 
 def library_bytes(side: int, threads: int) -> int:

@@ -28,6 +28,7 @@ from plait.ops.kernels.gram import (
     blocks,
     eigh,
     library_bytes,
+    lie_as,
     mirror,
     new_gram,
     not_finite,
@@ -174,7 +175,7 @@ def _multiply_wide(source: torch.Tensor, target: torch.Tensor, factor: torch.Ten
     short, long = source.shape
     buffer = block_buffer(short, long, device)
     for part, block in blocks(source, device):
-        target[:, part] = torch.mm(factor, block, out=buffer[: block.numel()].view_as(block))
+        target[:, part] = torch.mm(factor, block, out=lie_as(source, buffer, *block.shape))
 
 
 def _multiply_narrow(source: torch.Tensor, target: torch.Tensor, basis: torch.Tensor, scales: torch.Tensor, weak: int, strong: int) -> None:
@@ -202,10 +203,11 @@ def _multiply_narrow(source: torch.Tensor, target: torch.Tensor, basis: torch.Te
     far, weights = near.T.contiguous(), torch.cat([scales[:weak], scales[end:]])[:, None]
     columns = min(block_columns(short, long), max(_NARROW_COLUMNS, short // 2))
     # held over all blocks: fresh ones would fragment the heap
-    wide, rest, product = torch.empty((short, columns), dtype=torch.float64), torch.empty((depth, columns)), torch.empty((short, columns))
+    wides, rests, products = torch.empty(short * columns, dtype=torch.float64), torch.empty(depth * columns), torch.empty(short * columns)
     for start in range(0, long, columns):
         part = slice(start, min(long, start + columns))
-        wide, rest, product = (buffer[:, : part.stop - start] for buffer in (wide, rest, product))
+        rows_of = ((wides, short), (rests, depth), (products, short))
+        wide, rest, product = (lie_as(source, buffer, rows, part.stop - start) for buffer, rows in rows_of)
         parts = far @ wide.copy_(source[:, part])
         rest[:short] = wide.addmm_(near, parts, alpha=-1)
         rest[short:] = parts.mul_(weights)

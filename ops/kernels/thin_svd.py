@@ -17,7 +17,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from plait.ops.kernels.gram import add_columns, block_buffer, block_columns, blocks, eigh, library_bytes, new_gram, not_finite, require_finite, svd64_bytes
+from plait.ops.kernels.gram import (
+    add_columns,
+    block_buffer,
+    block_columns,
+    blocks,
+    eigh,
+    library_bytes,
+    lie_as,
+    new_gram,
+    not_finite,
+    require_finite,
+    svd64_bytes,
+)
 from plait.ops.kernels.randomized import randomized_flops, randomized_svd, randomized_workspace_bytes, refuse, require_rank
 
 if TYPE_CHECKING:
@@ -160,8 +172,7 @@ def _by_gram(x: torch.Tensor, q: int, device: torch.device) -> Svd:
     left.div_(s[:rank, None])
     buffer = torch.empty(rank * block_columns(short, long), dtype=torch.float64, device=device)
     for part, block in blocks(source, device):
-        width = part.stop - part.start
-        far[:rank, part] = torch.mm(left, block, out=buffer[: rank * width].view(rank, width))
+        far[:rank, part] = torch.mm(left, block, out=lie_as(source, buffer, rank, block.shape[1]))
     return Svd(u, s.to(torch.float32), vh)
 
 

@@ -1,4 +1,4 @@
-"""Ops that need whole matrices: on a GPU of the pool where the plan says so, else on the CPU, one at a time with every core.
+"""Ops that need whole matrices: on a GPU of the pool where the plan says so, else on the CPU, one at a time with every core, or small ones side by side.
 
 A GPU that runs out of memory in spite of the plan loses nothing: the matrices are still here, and the op is done
 again on the CPU, which the plan has kept room for wherever the memory budget has any.
@@ -7,8 +7,8 @@ again on the CPU, which the plan has kept room for wherever the memory budget ha
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from plait.engine.device import DeviceOutOfMemory
 from plait.engine.pool import DevicePool
 from plait.ops.errors import KernelError
 from plait.ops.kernels.heap import give_back
-from plait.ops.wholes import WHOLES, is_view
+from plait.ops.wholes import WHOLES, is_view, on_one_core
 from plait.planner.cost import component_bytes
 from plait.planner.device_cost import device_whole_bytes
 from plait.planner.liveness import made_by, owner
@@ -31,13 +31,30 @@ if TYPE_CHECKING:
     from plait.engine.component import ComponentRun
 
 _ONE_AT_A_TIME = threading.Lock()
+_counting = threading.Lock()
+_all_threads = 0
 
 
 def turn(run: ComponentRun, i: int) -> AbstractContextManager[object]:
-    """A component's turn at whole node `i`: on the CPU one runs at a time, so that all open components lease one workspace."""
+    """A component's turn at whole node `i`: on the CPU large ones run one at a time, so that all open components lease one workspace."""
     node = run.program.nodes[i]
-    free = is_view(node.op, node) or run.component.program in run.host.plan.on_gpu
+    free = is_view(node.op, node) or on_one_core(node.op, node) or run.component.program in run.host.plan.on_gpu
     return nullcontext() if free else _ONE_AT_A_TIME
+
+
+@contextmanager
+def torch_threads(*, one: bool) -> Iterator[None]:
+    """This thread computes on one core with torch, or on as many as torch had at first; afterwards on as many again."""
+    import torch
+
+    global _all_threads
+    with _counting:  # torch's number is each thread's own, but a new thread begins with the last that any has set
+        _all_threads = _all_threads or torch.get_num_threads()
+    torch.set_num_threads(1 if one else _all_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(_all_threads)
 
 
 def run_whole(run: ComponentRun, i: int) -> None:
@@ -120,14 +137,16 @@ def _compute(node: Node, inputs: Sequence[Any]) -> tuple[list[Array], Any]:
 
     held = [torch.from_numpy(x) if _is_matrix(x) else x for x in inputs]
     out = Results(WHOLES[node.op].results(node))
-    numbers = _numerics(node.op)(node, held, out)
+    with torch_threads(one=on_one_core(node.op, node)):
+        numbers = _numerics(node.op)(node, held, out)
     return [x.numpy() for x in out.all()], numbers
 
 
 def _compute_on(pool: DevicePool, node: Node, inputs: Sequence[Any]) -> tuple[list[Array], Any]:
     from plait.ops.kernels.results import Results
 
-    with pool.place(device_whole_bytes(node)) as device, device.stream() as stream:
+    alone = on_one_core(node.op, node)  # of no matter to a GPU; a simulated one gives the CPU's bits
+    with pool.place(device_whole_bytes(node)) as device, device.stream() as stream, torch_threads(one=alone):
         # float32 goes over once; what is float64 about a result is made there
         held = [device.to_device(x).view(x.shape) if _is_matrix(x) else x for x in inputs]
         out = Results(WHOLES[node.op].results(node), device.torch_device)

@@ -20,6 +20,8 @@ _SLACK = 1 << 19
 _HEAP_SLACK = 4 << 20
 #: Packing buffers of the matrix library.
 _PRODUCT_SLACK, _PRODUCT_THREAD = 1 << 20, 2 << 20
+#: Work, as float64 operations, and elements of an op that takes one core: less keeps Python busier than the core, more would leave the others waiting.
+_LEAST_ALONE, _MOST_ALONE, _ELEMENTS_ALONE = 3e7, 2e10, 1 << 21
 #: Ops whose result is (part of) an input's memory.
 VIEWS = frozenset(("hold", "matrix"))
 
@@ -62,6 +64,21 @@ def is_view(op: str, node: Facts) -> bool:
     return op in VIEWS or (op == "stream" and not node.param("padded"))
 
 
+def on_one_core(op: str, node: Facts) -> bool:
+    """Whether an op runs on one core of the CPU, beside others: small matrices (heads, experts, adapters) use several cores badly.
+
+    The shapes alone decide, since the number of threads decides the last bits.
+    """
+    if is_view(op, node) or max(map(math.prod, (node.shape, *sizes(node)))) > _ELEMENTS_ALONE:
+        return False
+    return _LEAST_ALONE <= WHOLES[op].flops(node) <= _MOST_ALONE
+
+
+def _threads(op: str, node: Facts) -> int:
+    """Threads that torch uses for an op on the CPU, at most."""
+    return 1 if on_one_core(op, node) else os.cpu_count() or 1
+
+
 def _numel(node: Facts) -> int:
     return math.prod(node.shape)
 
@@ -82,7 +99,7 @@ def _pieces(bytes_each: int) -> Callable[[Facts], int]:
 
 # -- products -------------------------------------------------------------------------------------------
 def _product_workspace(node: Facts) -> int:
-    return _PRODUCT_SLACK + _PRODUCT_THREAD * (os.cpu_count() or 1)
+    return _PRODUCT_SLACK + _PRODUCT_THREAD * _threads("matmul", node)
 
 
 def _product_flops(node: Facts) -> float:
@@ -98,7 +115,7 @@ def _polar_workspace(node: Facts) -> int:
     from plait.ops.kernels.polar import polar_workspace_bytes
 
     rows, columns = node.shape
-    return polar_workspace_bytes(rows, columns, _polar_policy(node), threads=os.cpu_count() or 1)
+    return polar_workspace_bytes(rows, columns, _polar_policy(node), threads=_threads("polar", node))
 
 
 def _polar_flops(node: Facts) -> float:
@@ -112,7 +129,7 @@ def _svd_workspace(node: Facts) -> int:
     from plait.ops.kernels.decompose import svd_workspace_bytes
 
     rows, columns = node.shape
-    return svd_workspace_bytes(rows, columns, node.param("rank"), node.param("accuracy")) if node.param("rank") else 0
+    return svd_workspace_bytes(rows, columns, node.param("rank"), node.param("accuracy"), _threads("svd", node)) if node.param("rank") else 0
 
 
 def _svd_flops(node: Facts) -> float:
@@ -135,7 +152,7 @@ def _joint(node: Facts) -> tuple[int, int, int]:
 def _joint_workspace(node: Facts) -> int:
     from plait.ops.kernels.decompose import joint_workspace_bytes
 
-    return joint_workspace_bytes(*_joint(node))
+    return joint_workspace_bytes(*_joint(node), _threads("joint_svd", node))
 
 
 def _joint_flops(node: Facts) -> float:
@@ -147,7 +164,7 @@ def _joint_flops(node: Facts) -> float:
 # -- of single methods --------------------------------------------------------------------------------------
 def _doge_workspace(node: Facts) -> int:
     m, n = node.shape
-    return 4 * (4 * m * n + int(node.param("inner")) * n) + _product_workspace(node)
+    return 4 * (4 * m * n + int(node.param("inner")) * n) + _PRODUCT_SLACK + _PRODUCT_THREAD * _threads("doge_correction", node)
 
 
 def _doge_flops(node: Facts) -> float:

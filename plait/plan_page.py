@@ -95,7 +95,20 @@ def _wholes(work: Sequence[WholeWork]) -> Table:
         Column("op"), Column("shape"), Column("count", "count"), Column("algorithm"), Column("why"), Column("error"), Column("device"),
         Column("works in", "bytes"), Column("time", "seconds"),
     ]  # fmt: skip
-    rows = [[w.op, dimensions(w.shape), w.count, w.algorithm.name, w.algorithm.why, w.algorithm.error, w.device, w.workspace_bytes, w.seconds] for w in work]
+    rows = [
+        [
+            w.op,
+            dimensions(w.shape),
+            w.count,
+            w.algorithm.name,
+            w.algorithm.why,
+            w.algorithm.error,
+            "cpu, one core" if w.side_by_side else w.device,
+            w.workspace_bytes,
+            w.seconds,
+        ]
+        for w in work
+    ]
     return Table("Ops on whole matrices, the most work first", columns, rows)
 
 

@@ -7,9 +7,9 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from plait.ops.dtypes import BY_CODE
-from plait.ops.wholes import WHOLES, is_view
+from plait.ops.wholes import WHOLES, is_view, on_one_core
 from plait.planner.blocks import COARSE, SPAN, SPARSE_LIMIT, aligned, block_count, block_elements, sample_pieces, sample_starts, seen_whole, strips
-from plait.planner.liveness import moments
+from plait.planner.liveness import Moment, moments
 from plait.planner.program import Node, Program, Stage, scope_of
 
 _SPARSE_BYTES = 2 * SPARSE_LIMIT * 8
@@ -111,7 +111,7 @@ class Lease(NamedTuple):
 
     Attributes:
         always: bytes that it may hold beside any other component.
-        in_turn: bytes more while one of its whole ops runs on the CPU, where they take turns: of all open components one holds them.
+        in_turn: bytes more while one of its large whole ops runs on the CPU, where they take turns: of all open components one holds them.
     """
 
     always: int
@@ -135,10 +135,18 @@ def lease_of(program: Program, *, on_gpu: bool = False, lean: bool = False) -> L
     if on_gpu:
         always = component_bytes(program, workspace=False)
     elif any(stage.wholes for stage in program.stages):
-        always = max((m.held_bytes + (_counting_bytes(program, program.stages[m.stage]) if m.node < 0 else 0) for m in moments(program)), default=0)
+        always = max((m.held_bytes + _beside_others(program, m) for m in moments(program)), default=0)
     else:
         always = most
     return Lease(always, most - always)
+
+
+def _beside_others(program: Program, moment: Moment) -> int:
+    """What a moment takes beside the matrices held, where it waits for no turn: a pass, or a whole op on one core."""
+    if moment.node < 0:
+        return _counting_bytes(program, program.stages[moment.stage])
+    node = program.nodes[moment.node]
+    return needs_bytes(node) + moment.result_bytes if on_one_core(node.op, node) else 0
 
 
 def needs_bytes(node: Node) -> int:

@@ -255,9 +255,9 @@ def _add_wholes(root: Tree, plan: Plan) -> None:
         return
     total = sum(w.flops * w.count for w in work)
     branch = root.add(headed("whole matrices", f"{flops(total)}, about {duration(sum(w.seconds for w in work))}"))
-    alike: dict[tuple[str, str, str], list[WholeWork]] = {}
+    alike: dict[tuple[str, str, str, bool], list[WholeWork]] = {}
     for w in work:
-        alike.setdefault((w.op, w.algorithm.name, w.device), []).append(w)
+        alike.setdefault((w.op, w.algorithm.name, w.device, w.side_by_side), []).append(w)
     minor = [ws for ws in alike.values() if sum(w.flops * w.count for w in ws) < _MINOR * total]
     for ws in alike.values():
         if ws not in minor:
@@ -275,6 +275,8 @@ def _add_alike(branch: Tree, ws: Sequence[WholeWork]) -> None:
     figures = f"{flops(sum(w.flops * w.count for w in ws))}, about {duration(sum(w.seconds for w in ws))}"
     node = branch.add(Line(f"{count} x {ws[0].op}, {ws[0].algorithm.name}: {figures}" + (f", working in up to {size(works)} each" if works else "")))
     node.add(Line("of: " + ", ".join(f"{w.count} x {dimensions(w.shape)}{_triplets(w)}" for w in ws), 4))
+    if ws[0].side_by_side:
+        node.add(Line("several at once, one core each: small matrices use more cores badly", 5))
     for why in dict.fromkeys(w.algorithm.why for w in ws if w.algorithm.why):
         node.add(Line(f"why: {why}", 5))
     for error in dict.fromkeys(w.algorithm.error for w in ws):

@@ -193,7 +193,8 @@ def scope_nodes(programs: Sequence[Program], scope: str) -> dict[int, int]:
 def keeping(program: Program, number: int, setting: Setting, limit: int, *, cold: bool) -> Keeping:
     """The results of a program that are kept, and the seconds of its passes.
 
-    A result is kept when to compute it again takes longer than to read it from a disk, and it fits into the cache. A map never is.
+    A result is kept when to compute it again takes longer than to read it from a disk, and it fits into the cache. Where the blocks of a pass
+    want a matrix, to compute it again means to read what it is made from, too. A map is never kept.
 
     Args:
         program, number: which of the plan.
@@ -203,15 +204,39 @@ def keeping(program: Program, number: int, setting: Setting, limit: int, *, cold
     """
     seconds = tuple(pass_seconds(program, stage, setting, cold=cold) for stage in program.stages)
     alone = tuple((i, whole_seconds(program.nodes[i], number, setting)) for s in program.stages for i in s.wholes if is_computed(program.nodes[i]))
-    results = []
+    wanted = {j for k, node in enumerate(program.nodes) if node.kind == "map" for j in _made_from(program, k)}
+    results: list[Result] = []
+    again: dict[int, float] = {}  # seconds until an op's result is there again
+
+    def offer(result: Result) -> None:
+        worth = result.seconds > result.reading_s and result.nbytes + ENTRY_BYTES <= limit
+        results.extend([result] * worth)
+        again[result.node] = result.reading_s if worth else result.seconds
+
     for stage, its in zip(program.stages, seconds, strict=True):
         share = its / max(1, len(stage.folds) + len(stage.keeps)) if stage.has_pass else 0.0
         if not blocks.seen_whole(program, stage):
-            results += [Result(i, 1, 0, share, reading_seconds(0, setting)) for i in stage.folds if not scope_of(program.nodes[i])]
+            for i in stage.folds:
+                if not scope_of(program.nodes[i]):
+                    offer(Result(i, 1, 0, share, reading_seconds(0, setting)))
         for i in filter(dict(alone).__contains__, stage.wholes):
             sizes = [value_bytes(program.nodes[j]) for j in made_by(program, i)]
-            results.append(Result(i, max(1, len(sizes)), sum(sizes), share + dict(alone)[i], sum(reading_seconds(n, setting) for n in sizes or [0])))
-    return Keeping(tuple(r for r in results if r.seconds > r.reading_s and r.nbytes + ENTRY_BYTES <= limit), seconds, alone)
+            before = sum(again.get(j, 0.0) for j in _made_from(program, i)) if i in wanted else 0.0
+            offer(Result(i, max(1, len(sizes)), sum(sizes), share + dict(alone)[i] + before, sum(reading_seconds(n, setting) for n in sizes or [0])))
+    return Keeping(tuple(results), seconds, alone)
+
+
+def _made_from(program: Program, i: int) -> set[int]:
+    """The ops on whole matrices whose results an op uses, straight or by a view or a part of them."""
+    found: set[int] = set()
+    waiting = list(data_inputs(program.nodes[i]))
+    while waiting:
+        j = waiting.pop()
+        if is_computed(program.nodes[j]):
+            found.add(j)
+        elif program.nodes[j].kind == "whole":
+            waiting.extend(data_inputs(program.nodes[j]))
+    return found
 
 
 def reading_seconds(nbytes: int, setting: Setting) -> float:

@@ -2,7 +2,7 @@
 
 Work is counted in thread-seconds and divided by the threads that really run at once: a worker reads a block and computes it, one after
 the other, while the others do the same with theirs. What is not divided: starting up, bookkeeping in Python (one thread at a time), ops
-on whole tensors (which use every core by themselves), the final flush. The disk works behind all of it, on the output and on inputs that
+on whole tensors (large ones use every core by themselves), the final flush. The disk works behind all of it, on the output and on inputs that
 the page cache does not hold; where it needs longer than the workers do, they wait for it.
 
 Nothing here reads the system: rates, and how much memory is free for the page cache, are given.
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from plait.ops.dtypes import BY_CODE
 from plait.ops.op import OPS
-from plait.ops.wholes import VIEWS, WHOLES, is_view
+from plait.ops.wholes import VIEWS, WHOLES, is_view, on_one_core
 from plait.planner.blocks import block_count, block_elements, copied_through, sample_pieces, sample_starts, search_elements, seen_whole
 from plait.planner.cost import distinct_stages, input_bytes, kernel_count, output_bytes, recounts, selects, stage_read_bytes
 from plait.planner.program import Node, Program, Stage, data_inputs
@@ -238,7 +238,12 @@ def _component_work(number: int, program: Program, keep: bool, cold: bool, setti
         counted = 1 + _counted_again(program, stage, setting)
         work.computing += counted * _stage_seconds(program, stage, setting) * (rates.interpreter_factor if setting.backend == "torch" else 1.0)
         work.units += counted * block_count(stage, program.numel) + len(_sample(program, stage, setting)[0])
-        work.whole += sum(whole_seconds(program.nodes[w], number, setting) for w in stage.wholes) * (1 + (place < remade))
+        for w in stage.wholes:
+            seconds = whole_seconds(program.nodes[w], number, setting) * (1 + (place < remade))
+            if number not in setting.on_gpu and on_one_core(program.nodes[w].op, program.nodes[w]):
+                work.computing += seconds * rates.cores
+            else:
+                work.whole += seconds
     return work
 
 

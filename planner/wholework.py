@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from plait.ops.wholes import is_view
+from plait.ops.wholes import is_view, on_one_core
 from plait.planner.algorithms import Algorithm, algorithm
 from plait.planner.cost import needs_bytes
 from plait.planner.device_cost import device_whole_bytes, device_worker_bytes, spread
@@ -28,7 +28,8 @@ class WholeWork:
         device_why: the reason for that.
         count: how many there are in all.
         flops: of one, as float64 operations at the speed of a product of large matrices.
-        seconds: predicted for all.
+        seconds: predicted for all, with every core in use.
+        side_by_side: each takes one core of the CPU, so that several run at once.
         workspace_bytes: that one works in, where it runs.
         first: a tensor that needs it.
     """
@@ -42,6 +43,7 @@ class WholeWork:
     count: int
     flops: float
     seconds: float
+    side_by_side: bool
     workspace_bytes: int
     first: str
 
@@ -82,6 +84,7 @@ def _work(plan: Plan, node: Node, n: int, count: int, first: str) -> WholeWork:
         count,
         flops,
         flops * count / speed if speed else 0.0,
+        not on_gpu and on_one_core(node.op, node),
         device_whole_bytes(node) if on_gpu else needs_bytes(node),
         first,
     )

@@ -7,7 +7,6 @@ directions above about 1e-7 of the largest singular value; what a method leaves 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,11 +22,6 @@ if TYPE_CHECKING:
 _GRAM_NOISE = 1e-7
 #: LAPACK's eigenvectors of one side³, in float64 operations at the speed of a large product.
 _EIGH_FLOPS = 17.0
-
-
-def threads() -> int:
-    """Threads that torch uses on the CPU."""
-    return os.cpu_count() or 1
 
 
 def joint_basis(xs: Sequence[torch.Tensor], columns: int, tolerance: float, floor: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,25 +63,25 @@ def joint_basis(xs: Sequence[torch.Tensor], columns: int, tolerance: float, floo
     return basis, s.cpu()
 
 
-def joint_workspace_bytes(count: int, m: int, n: int) -> int:
-    """Most bytes that `joint_basis` takes on the CPU beside its operands and its result, which comes late."""
+def joint_workspace_bytes(count: int, m: int, n: int, threads: int) -> int:
+    """Most bytes that `joint_basis` takes on the CPU, on so many threads, beside its operands and its result, which comes late."""
     short, long = sorted((m, count * n))
     result = 4 * m * short
     block = 8 * short * block_columns(short, long)
     # first the Gram matrix, its eigenvectors, and LAPACK's work of two more; then the eigenvectors, or on the tall way, scaled, blocks and products
     early = max(32 * short * short, 8 * short * short + block)
     late = 16 * short * short + 2 * block if m > count * n else 8 * short * short
-    return max(early - result, late) + library_bytes(short, threads())
+    return max(early - result, late) + library_bytes(short, threads)
 
 
-def svd_workspace_bytes(m: int, n: int, rank: int, accuracy: Accuracy) -> int:
-    """Most bytes that `thin_svd.svd` takes on the CPU beside its operand and its results, which come late where a Gram matrix is decomposed."""
+def svd_workspace_bytes(m: int, n: int, rank: int, accuracy: Accuracy, threads: int) -> int:
+    """Most bytes that `thin_svd.svd` takes on the CPU, on so many threads, beside its operand and its results, which come late on the way by a Gram matrix."""
     short, long = sorted((m, n))
     if svd_route(m, n, rank, accuracy) != "gram":
-        return thin_svd.svd_workspace_bytes(m, n, rank, accuracy, threads())
+        return thin_svd.svd_workspace_bytes(m, n, rank, accuracy, threads)
     result, column = 4 * rank * (m + n), 8 * block_columns(short, long)
     early = max(32 * short * short, 8 * short * short + short * column, 8 * short * short + 8 * short * rank) - result
-    return max(early, 8 * short * rank + (short + rank) * column) + library_bytes(short, threads())
+    return max(early, 8 * short * rank + (short + rank) * column) + library_bytes(short, threads)
 
 
 def joint_flops(count: int, m: int, n: int) -> float:

@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 
 import plait.ops.methods.geometry  # noqa: F401  declares its solver
+from plait.ops import matrix as mx
 from plait.ops.algebra import below, cast, dot, gram, info, polar, random_bits, row_sum, solve, sum_all, where
 from plait.ops.order import top
 from plait.ops.tensor import LazyTensor, load
 from plait.planner.plan import Component
 from plait.planner.program import Program, lower
-from plait.planner.reuse import Facts, demand, skeleton, work
+from plait.planner.rates import DEFAULT_RATES
+from plait.planner.reuse import Facts, demand, keeping, skeleton, work
+from plait.planner.timing import Setting
 from plait.planner.types import TensorRef
 
 FACTS = Facts("n1", {"slerp_coefficients": "s1"}, ("cpu1", "gpu1"))
@@ -144,6 +147,19 @@ def test_a_pass_reads_only_what_its_missing_folds_need():
     assert stage.folds == (second,)
     assert len(stage.loads) == 2
     assert stage.row_length == p.stages[0].row_length
+
+
+@pytest.mark.parametrize("flops_s", [3e10, 1.5e11])
+def test_what_passes_want_is_kept_though_its_last_step_is_cheap(flops_s: float):
+    """The matrix that blocks use spares reading what it is made from; between the two, what costs little is not kept."""
+    given = leaves(3, shape=(256, 2048))
+    base, *experts = given
+    joined = mx.concat([mx.svd(mx.matrix(e - base), 128).vh for e in experts], rows=True)
+    merged = mx.matmul(mx.svd(mx.matrix(experts[0] - base), 256).u, polar(joined))
+    p = program(base + mx.stream(merged, (256, 2048)), given)
+    kept = keeping(p, 0, Setting(2, replace(DEFAULT_RATES, whole_flops_s=flops_s, cold_read_bytes_s=6e8)), 1 << 30, cold=False)
+    ops = {p.nodes[r.node].op for r in kept.results}
+    assert ops == {"svd", "polar", "matmul"}
 
 
 def test_nothing_is_asked_for_that_only_leads_to_something_found():

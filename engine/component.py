@@ -253,12 +253,15 @@ class ComponentRun:
         """Run the whole ops that are left of a stage, read what was found of the others, and let go of each value after its last use."""
         self._drop(self.lives[number].after_pass)
         for place, i in enumerate(self.program.stages[number].wholes):
-            with turn(self, i):  # what is dropped is gone before another component has its turn
-                if stage is not None and i in stage.wholes:
+            over = self.lives[number].after_whole[place]
+            if stage is not None and i in stage.wholes:
+                with turn(self, i):  # what is dropped is gone before another component has its turn
                     run_whole(self, i)
-                elif recall and self.host.reuse is not None:
-                    self.tensors.update(self.host.reuse.take(self.recalled, i, self.program))
-                self._drop(self.lives[number].after_whole[place])
+                    self._drop(over)
+                continue
+            if recall and self.host.reuse is not None:  # needs no turn: it is held afterwards, and takes the place of what it is made from
+                self.tensors.update(self.host.reuse.take(self.recalled, i, self.program))
+            self._drop(over)
 
     def _drop(self, owners: tuple[int, ...]) -> None:
         if sum(self.tensors.pop(i).nbytes for i in owners if i in self.tensors) > _WORTH_GIVING_BACK:

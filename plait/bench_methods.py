@@ -17,7 +17,7 @@ from plait.ops.errors import KernelError, PlaitError
 if TYPE_CHECKING:
     from plait.method_runs import MethodRun, Models
 
-_PRESETS = ("tiny", "0.1b", "1.1b", "70b-width-1layer", "70b-width-layer-alone", "70b", "moe-100k")
+_PRESETS = ("tiny", "0.1b", "1.1b", "70b-width-1layer", "70b-width-layer-alone", "70b", "moe-1layer", "moe-100k")
 _EXAMPLES = """
 \b
 Examples:

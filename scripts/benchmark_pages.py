@@ -26,6 +26,7 @@ TITLES = {
     "1.1b": "base and experts of 1.1 billion parameters",
     "1.1b-width-1layer": "one layer of 1.1B width, with its embedding and head",
     "70b-width-1layer": "one layer of 70B width, with its embedding and head",
+    "moe-1layer": "one layer of 40 experts of 2048 x 512, with a vocabulary of 512",
     "70b-width-layer-alone": "one layer of 70B width alone, with a vocabulary of 256",
 }
 OWN = """## Your machine, your shapes

@@ -62,7 +62,7 @@ class Recording(Quiet):
         course: rows of levels (`LEVELS`, GPUs), seconds since the beginning, bytes read and written, and seconds of each lane by state.
         peak: the sample in which most private memory was seen.
         stalls: times when nothing moved.
-        late_imports: a large library that was loaded while the run was measured, whose memory cannot be told from the run's.
+        late_imports: a large library that may be loaded while the run is measured, whose memory could not be told from the run's.
     """
 
     def __init__(self, watch: Watch) -> None:

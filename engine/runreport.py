@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -132,7 +133,8 @@ def _time(plan: Plan, recording: Recording, seconds: float) -> dict[str, Any]:
 def _memory(plan: Plan, report: Report, recording: Recording, private_bytes: int) -> dict[str, Any]:
     peak = recording.peak
     seen = max(private_bytes, peak.private_bytes if peak is not None else 0)
-    why = "" if recording.late_imports == "" else f"the peak is not judged: {recording.late_imports} was loaded in the middle of the run"
+    late = recording.late_imports if recording.late_imports in sys.modules else ""  # where a cache gave everything, it was never wanted
+    why = f"the peak is not judged: {late} was loaded in the middle of the run" if late else ""
     if not recording.watch.baseline_bytes:
         why = "the peak is not judged: this system does not say how much memory is private"
     tasks = [kind_of(o.component).label for o in peak.open] if peak is not None else []

@@ -152,6 +152,20 @@ def test_a_cache_and_a_resumed_whole_are_told(recipe: Callable[[str], Path], tmp
     assert "hits" in to_text(second)
 
 
+def test_a_peak_is_judged_where_a_cache_spared_loading_torch(tmp_path: Path):
+    """In processes of their own: the first run has to load it in its middle, the second finds all that it would compute."""
+    paths = tiny.write_set(tmp_path / "models", dtype="F32", shapes={"model.layers.0.mlp.up_proj.weight": (400, 700)})
+    text = tiny.recipes(paths)["iso_c"]
+    (tmp_path / "r.yml").write_text(text)
+    told = []
+    for out in ("one", "two"):
+        command = [sys.executable, "-m", "plait", "merge", "r.yml", out, "--memory", "256MiB", "--quiet", "--cache", "cache"]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+        told.append(plait.report(tmp_path / out)["memory"])
+    assert "torch was loaded" in told[0]["not_judged"]
+    assert (told[1]["judged"], told[1]["not_judged"]) == (True, "")
+
+
 def test_a_stopped_run_leaves_no_report(recipe: Callable[[str], Path], tmp_path: Path):
     """There is nothing to publish it with, and the listeners hear that it was stopped."""
     heard: list[str] = []

@@ -37,7 +37,7 @@ def result_facts(plan: Plan) -> Facts:
 def numerics() -> str:
     """A hash of everything here that computes: ops, kernels, blocks, engine."""
     ops, planner, engine = Path(inspect.getfile(Op)).parent, Path(inspect.getfile(Plan)).parent, Path(__file__).parent
-    sources = [ops / "op.py", ops / "algebra.py", planner / "blocks.py", planner / "program.py"]
+    sources = [ops / "op.py", ops / "algebra.py", ops / "wholes.py", planner / "blocks.py", planner / "program.py"]
     state = blake2b(digest_size=16)
     for source in (*sources, *sorted((ops / "kernels").glob("*.py")), *sorted(engine.glob("*.py"))):
         state.update(source.name.encode() + source.read_bytes())

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _ONE_AT_A_TIME = threading.Lock()
 _counting = threading.Lock()
-_all_threads = 0
+_using, _all_threads = 0, 1  # ops that compute with torch now, and its threads when the first of them began
 
 
 def turn(run: ComponentRun, i: int) -> AbstractContextManager[object]:
@@ -44,17 +44,24 @@ def turn(run: ComponentRun, i: int) -> AbstractContextManager[object]:
 
 @contextmanager
 def torch_threads(*, one: bool) -> Iterator[None]:
-    """This thread computes on one core with torch, or on as many as torch had at first; afterwards on as many again."""
+    """This thread computes on one core with torch, or on as many as torch has; afterwards it has as many again.
+
+    Torch's number is each thread's own, but a new thread begins with the last that any has set. So it is looked up while no op computes.
+    """
     import torch
 
-    global _all_threads
-    with _counting:  # torch's number is each thread's own, but a new thread begins with the last that any has set
-        _all_threads = _all_threads or torch.get_num_threads()
-    torch.set_num_threads(1 if one else _all_threads)
+    global _using, _all_threads
+    with _counting:
+        if not _using:
+            _all_threads = torch.get_num_threads()
+        _using += 1
+        torch.set_num_threads(1 if one else _all_threads)
     try:
         yield
     finally:
-        torch.set_num_threads(_all_threads)
+        with _counting:
+            torch.set_num_threads(_all_threads)
+            _using -= 1
 
 
 def run_whole(run: ComponentRun, i: int) -> None:

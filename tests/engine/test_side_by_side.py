@@ -91,6 +91,23 @@ def test_afterwards_threads_have_what_they_had(tmp_path: Path):
     assert [torch.get_num_threads(), *seen] == [before, before]
 
 
+def test_another_number_of_threads_is_taken_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What a caller sets between merges holds for large matrices from then on, and in the caller's thread afterwards."""
+    (tmp_path / "small").mkdir()
+    (tmp_path / "large").mkdir()
+    before = torch.get_num_threads()
+    merged(models(tmp_path / "small", SMALL), tmp_path / "out", 2)
+    folder = models(tmp_path / "large", LARGE)
+    try:
+        torch.set_num_threads(before + 1)
+        watched = Watched(monkeypatch)
+        merged(folder, tmp_path / "out2", 2)
+        assert watched.threads == {before + 1}
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("method", ["iso_c", "tsv_m", "drm"])
 def test_the_number_of_workers_changes_no_bit(method: str, tmp_path: Path):
     """One core each, whether others run beside or not."""

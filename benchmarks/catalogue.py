@@ -3,6 +3,8 @@
     python benchmarks/make_checkpoint.py 1.1b /data/tl --experts 3                  # 8.8 GB, once
     python benchmarks/make_checkpoint.py 70b-width-1layer /data/wide --experts 2    # 18 GB, once
     python benchmarks/catalogue.py --set 1.1b=/data/tl --set 70b-width-1layer=/data/wide
+    python benchmarks/make_checkpoint.py 70b-width-layer-alone /data/layer --experts 2     # 5 GB: for methods that decompose matrices
+    python benchmarks/make_checkpoint.py moe-1layer /data/moe --experts 2                  # 0.8 GB: many small matrices
     python benchmarks/catalogue.py --set 1.1b=/data/tl --methods iso_c,tsv_m --again
     python benchmarks/catalogue.py --set 1.1b=/data/tl --through 'taskset -c 0,1' --limit 300
 

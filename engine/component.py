@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import numpy as np
 
@@ -254,14 +255,14 @@ class ComponentRun:
         self._drop(self.lives[number].after_pass)
         for place, i in enumerate(self.program.stages[number].wholes):
             over = self.lives[number].after_whole[place]
-            if stage is not None and i in stage.wholes:
-                with turn(self, i):  # what is dropped is gone before another component has its turn
+            computed = stage is not None and i in stage.wholes
+            # what is dropped is gone before another component has its turn; what a cache gives needs none where nothing is dropped for it
+            with turn(self, i) if computed or any(j in self.tensors for j in over) else nullcontext():
+                if computed:
                     run_whole(self, i)
-                    self._drop(over)
-                continue
-            if recall and self.host.reuse is not None:  # needs no turn: it is held afterwards, and takes the place of what it is made from
-                self.tensors.update(self.host.reuse.take(self.recalled, i, self.program))
-            self._drop(over)
+                elif recall and self.host.reuse is not None:
+                    self.tensors.update(self.host.reuse.take(self.recalled, i, self.program))
+                self._drop(over)
 
     def _drop(self, owners: tuple[int, ...]) -> None:
         if sum(self.tensors.pop(i).nbytes for i in owners if i in self.tensors) > _WORTH_GIVING_BACK:

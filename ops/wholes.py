@@ -98,8 +98,12 @@ def _pieces(bytes_each: int) -> Callable[[Facts], int]:
 
 
 # -- products -------------------------------------------------------------------------------------------
+def _packing(op: str, node: Facts) -> int:
+    return _PRODUCT_SLACK + _PRODUCT_THREAD * _threads(op, node)
+
+
 def _product_workspace(node: Facts) -> int:
-    return _PRODUCT_SLACK + _PRODUCT_THREAD * _threads("matmul", node)
+    return _packing("matmul", node)
 
 
 def _product_flops(node: Facts) -> float:
@@ -164,7 +168,7 @@ def _joint_flops(node: Facts) -> float:
 # -- of single methods --------------------------------------------------------------------------------------
 def _doge_workspace(node: Facts) -> int:
     m, n = node.shape
-    return 4 * (4 * m * n + int(node.param("inner")) * n) + _PRODUCT_SLACK + _PRODUCT_THREAD * _threads("doge_correction", node)
+    return 4 * (4 * m * n + int(node.param("inner")) * n) + _packing("doge_correction", node)
 
 
 def _doge_flops(node: Facts) -> float:

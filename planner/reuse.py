@@ -206,12 +206,13 @@ def keeping(program: Program, number: int, setting: Setting, limit: int, *, cold
     alone = tuple((i, whole_seconds(program.nodes[i], number, setting)) for s in program.stages for i in s.wholes if is_computed(program.nodes[i]))
     wanted = {j for k, node in enumerate(program.nodes) if node.kind == "map" for j in _made_from(program, k)}
     results: list[Result] = []
-    again: dict[int, float] = {}  # seconds until an op's result is there again
+    again: dict[int, float] = {}  # seconds until a result is there again
 
     def offer(result: Result) -> None:
-        worth = result.seconds > result.reading_s and result.nbytes + ENTRY_BYTES <= limit
-        results.extend([result] * worth)
-        again[result.node] = result.reading_s if worth else result.seconds
+        again[result.node] = result.seconds
+        if result.seconds > result.reading_s and result.nbytes + ENTRY_BYTES <= limit:
+            results.append(result)
+            again[result.node] = result.reading_s
 
     for stage, its in zip(program.stages, seconds, strict=True):
         share = its / max(1, len(stage.folds) + len(stage.keeps)) if stage.has_pass else 0.0

@@ -18,6 +18,7 @@ import plait
 import plait.engine.reuse
 import plait.planner.blocks
 import plait.planner.reuse
+from plait.engine import facts
 from plait.engine.cache import files
 from plait.engine.events import Report
 from plait.engine.survey import survey
@@ -381,6 +382,13 @@ def test_the_plan_and_the_command_line_say_what_the_cache_saves(models: list[Pat
     refused = CliRunner().invoke(main, ["plan", str(tmp_path / "r.yml"), "--cache", str(tmp_path / "c"), "--cache-size", "0"])
     assert refused.exit_code == 2
     assert "a cache of no bytes keeps nothing" in refused.stderr
+
+
+def test_the_file_that_decides_threads_takes_part_in_names(monkeypatch: pytest.MonkeyPatch):
+    """The number of threads decides the last bits of small matrices."""
+    before, real = facts.numerics.__wrapped__(), Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: real(path) + b"#" * (path.name == "wholes.py"))
+    assert facts.numerics.__wrapped__() != before
 
 
 def test_predicted_savings_come_from_what_is_left_out(models: list[Path], tmp_path: Path):

@@ -102,9 +102,16 @@ class ResultCache:
             entry.close()
         return entry is not None
 
-    def spoiled(self, entry: Entry, why: str) -> None:
-        """An entry that was found proved damaged: it goes, and counts as not found."""
-        entry.close()
+    def spoiled(self, entry: Entry, why: str, *, in_use: bool = False) -> None:
+        """An entry that was found proved damaged: it goes, and counts as not found.
+
+        Args:
+            entry: which.
+            why: what is wrong with it.
+            in_use: other threads may be reading it; whoever found it closes it when they are done.
+        """
+        if not in_use:
+            entry.close()
         self._drop(entry.path, why)
         with self._mutex:
             self.use.hits -= 1

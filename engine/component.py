@@ -18,13 +18,14 @@ from plait.engine.foresight import Guess
 from plait.engine.looking import Looking
 from plait.engine.orderstat import NO_LIMIT, Statistic
 from plait.engine.passes import BlockPass, CopyPass, FillPass, Pass
+from plait.engine.resultfile import Entry
 from plait.engine.reuse import Recalled, Spoiled
 from plait.engine.smalls import SmallValues
 from plait.engine.whole import give_numbers, run_whole, turn, whole_value
 from plait.engine.worker import Host, Worker, like_in_page
 from plait.ops.kernels.heap import give_back
 from plait.planner.blocks import PULL_PIECE, block_count, block_elements, seen_whole
-from plait.planner.liveness import StageLife, lifetimes
+from plait.planner.liveness import StageLife, lifetimes, owner, taken_whole
 from plait.planner.plan import Component
 from plait.planner.program import Program, Stage, scope_of
 from plait.planner.reuse import spared_bytes
@@ -50,11 +51,12 @@ class ComponentRun:
         self.smalls = SmallValues(self.program, component, host)
         self.tensors: dict[int, Array] = {}
         self.raw: dict[int, Array] = {}
+        self.lying: dict[int, Entry] = {}
         self.local: dict[int, Statistic] = {}
         self.lives: tuple[StageLife, ...] = lifetimes(self.program)
         self.looking = Looking(self)
         self.stages: tuple[Stage | None, ...] = self.program.stages
-        self.recalled = Recalled(None, {})
+        self.recalled, self.whole = Recalled(None, {}), frozenset[int]()
         self.lock = threading.Lock()
 
     def ref(self, load: int) -> TensorRef:
@@ -83,6 +85,7 @@ class ComponentRun:
                     return
                 except Spoiled:  # nothing of the output is written before the last pass, and everything was read by then
                     self.tensors.clear()
+                    self.lying.clear()
         finally:
             self.recalled.close()
             if sweep + 1 == self.host.plan.sweeps:  # Python's collector may come for this object much later, and vectors of a value a row are large
@@ -97,6 +100,7 @@ class ComponentRun:
         self.recalled = self.host.reuse.ask(self.component, known, frozenset(self.host.scope_values))
         assert self.recalled.work is not None
         self.stages = self.recalled.work.stages
+        self.whole = taken_whole(self.program, self.stages)
         for i, numbers in self.recalled.numbers().items():
             if self.program.nodes[i].kind == "fold":
                 self.smalls.values[i] = numbers if self.program.nodes[i].shape else np.float64(numbers[0])
@@ -119,6 +123,7 @@ class ComponentRun:
         finally:
             self.raw.clear()
             self.tensors.clear()
+            self.lying.clear()
             if slab is not None:
                 self.host.give_slab(slab)
         if self.host.reuse is not None and not recount:
@@ -261,10 +266,14 @@ class ComponentRun:
                 if computed:
                     run_whole(self, i)
                 elif recall and self.host.reuse is not None:
-                    self.tensors.update(self.host.reuse.take(self.recalled, i, self.program))
+                    taken = self.host.reuse.take(self.recalled, i, self.whole)
+                    self.tensors.update(taken.read)
+                    self.lying.update(taken.lying)
                 self._drop(over)
 
     def _drop(self, owners: tuple[int, ...]) -> None:
+        for i in owners:
+            self.lying.pop(i, None)
         if sum(self.tensors.pop(i).nbytes for i in owners if i in self.tensors) > _WORTH_GIVING_BACK:
             give_back()
 
@@ -278,10 +287,21 @@ class ComponentRun:
         pulled = pulled and not self.raw
         inputs = [(self._room if pulled else self._input)(worker, load, first, n) for load in stage.loads]
         sources = [(self.host.reader.fd(ref.file), ref.start + first * RAW[ref.dtype].itemsize) for ref in map(self.ref, stage.loads)] if pulled else None
-        residents = [whole_value(self, i).reshape(-1)[first : first + n] for i in stage.residents]
+        residents = [self._resident(worker, i, first, n) for i in stage.residents]
         kernel_smalls = self.smalls.of_stage(stage)
         streams = self.smalls.streams(stage)
         return BlockData(n, first, inputs, residents, out, keeps, kernel_smalls, streams, [], sources)
+
+    def _resident(self, worker: Worker, i: int, first: int, n: int) -> Array:
+        """A block of a whole result, from memory or from the cache."""
+        entry = self.lying.get(owner(self.program.nodes, i))
+        if entry is None:
+            return whole_value(self, i).reshape(-1)[first : first + n]
+        assert self.host.reuse is not None
+        room = like_in_page(worker.residents[i], 4 * n, entry.tensor_at + 4 * first, 4)
+        self.host.reuse.read_part(entry, 4 * first, room)
+        values: Array = room.view(np.float32)
+        return values
 
     def _room(self, worker: Worker, load: int, first: int, n: int) -> Array:
         """Where pieces of a block's input go."""

@@ -73,9 +73,22 @@ class Entry:
         view = out.data.cast("B")
         if view.nbytes != self.tensor_bytes:
             raise Damaged(f"it holds a tensor of {self.tensor_bytes} bytes, not {view.nbytes}")
-        _fill(self.fd, view, HEAD_BYTES + 8 * self.numbers.size)
+        _fill(self.fd, view, self.tensor_at)
         if digest(out) != self._digest:
             raise Damaged("its tensor does not match its checksum")
+
+    @property
+    def tensor_at(self) -> int:
+        """Where in the file its tensor begins."""
+        return HEAD_BYTES + 8 * int(self.numbers.size)
+
+    def read_part(self, first: int, out: Array) -> None:
+        """Fill an array with the bytes of the tensor from byte `first` on, whose digest was compared before (`check_tensor`).
+
+        Raises:
+            Damaged: the file ends early.
+        """
+        _fill(self.fd, out.data.cast("B"), self.tensor_at + first)
 
     def used(self) -> None:
         """Count a use, and mark its time; where the file may not be written, nothing."""
@@ -194,10 +207,5 @@ def check_tensor(entry: Entry) -> None:
     Raises:
         Damaged: it differs.
     """
-    start = HEAD_BYTES + 8 * entry.numbers.size
-
-    def read(offset: int, out: Array) -> None:
-        _fill(entry.fd, out.data.cast("B"), start + offset)
-
-    if entry.tensor_bytes and RangeDigest().of(read, 0, entry.tensor_bytes) != entry._digest:
+    if entry.tensor_bytes and RangeDigest().of(entry.read_part, 0, entry.tensor_bytes) != entry._digest:
         raise Damaged("its tensor does not match its checksum")

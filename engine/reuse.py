@@ -1,8 +1,10 @@
 """Where a run meets a result cache: asked before a tensor's passes begin, told when a result is there.
 
 A component asks once, when it begins, for what its output needs, beginning at the output, so that nothing is asked for that only leads up to
-something found. Small results are taken at once; a tensor is read when the pass is due that would have made it, into the memory that is planned
-for it. If it then proves damaged, the component begins again without it; nothing of its output has been written by then.
+something found. Small results are taken at once; a tensor is looked at when the pass is due that would have made it. What an op takes as a whole
+is read into the memory that is planned for it. What only blocks want stays where it lies, compared with its digest, and is read block by block:
+fresh memory for all of it costs more than reading it twice. If a tensor then proves damaged, the component begins again without it; nothing of its
+output has been written by then.
 
 Results are stored only while the files they came from are as they were when the plan was made, and only where they were made as planned: what a
 GPU had no memory for has other last bits.
@@ -11,19 +13,20 @@ GPU had no memory for has other last bits.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from plait.engine.blockrun import Array
 from plait.engine.cache import ResultCache
 from plait.engine.events import CacheUse, Report
+from plait.engine.lanes import READING, Lane
 from plait.engine.resultfile import Damaged, Entry, check_tensor
 from plait.ops.errors import CheckpointError, KernelError
 from plait.planner.cost import numel
 from plait.planner.plan import Component, Plan, Result
-from plait.planner.program import Program
 from plait.planner.reuse import OPEN_S, Facts, Names, Work, demand, part_key, parts, scope_nodes, work
 from plait.planner.types import TensorRef
 
@@ -149,26 +152,63 @@ class Reuse:
             return False
         return True
 
-    def take(self, recalled: Recalled, i: int, program: Program) -> dict[int, Array]:
-        """The matrices of a result that was found, by the nodes that own them; none for another node.
+    def take(self, recalled: Recalled, i: int, whole: frozenset[int]) -> Taken:
+        """The matrices of a result that was found; none for another node.
+
+        Args:
+            recalled: what was found.
+            i: node of the result.
+            whole: the nodes that own what an op takes as a whole.
 
         Raises:
             Spoiled: one is damaged, and gone from the cache.
             KernelError: one was damaged while it was in use.
         """
-        taken: dict[int, Array] = {}
+        taken = Taken({}, {})
         for j, entry in recalled.entries.get(i, {}).items():
             if not entry.tensor_bytes:
                 continue
-            taken[j] = np.empty(entry.tensor_bytes // 4, np.float32)
             try:
-                entry.read(taken[j])
+                with self._reading():
+                    if j in whole:
+                        taken.read[j] = np.empty(entry.tensor_bytes // 4, np.float32)
+                        entry.read(taken.read[j])
+                    else:
+                        check_tensor(entry)
+                        taken.lying[j] = entry
             except (Damaged, OSError) as error:
-                self.cache.spoiled(entry, str(error))
                 if self.plan.scopes:
-                    raise KernelError(f"{entry.path} changed while it was in use; give the same command again", path=str(entry.path)) from error
+                    self.changed(entry, error)
+                self.cache.spoiled(entry, str(error))
                 raise Spoiled from error
         return taken
+
+    def read_part(self, entry: Entry, first: int, out: Array) -> None:
+        """A block of a matrix that stayed where it lies.
+
+        Raises:
+            KernelError: the file changed while it was in use.
+        """
+        try:
+            with self._reading():
+                entry.read_part(first, out)
+        except (Damaged, OSError) as error:
+            self.changed(entry, error)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """The calling thread's lane reads while this is entered."""
+        lane = self._reader.lanes.here() if self._reader is not None else Lane("")
+        before = lane.switch(READING)
+        try:
+            yield
+        finally:
+            lane.switch(before)
+
+    def changed(self, entry: Entry, error: Exception) -> NoReturn:
+        """An entry proved damaged when it was too late to begin again: it goes, and the run ends."""
+        self.cache.spoiled(entry, str(error), in_use=True)
+        raise KernelError(f"{entry.path} changed while it was in use; give the same command again", path=str(entry.path)) from error
 
     def tell(self, component: Component, i: int, numbers: Any, tensors: Mapping[int, Array] | None = None) -> None:
         """A result of a component is there: it is stored where it is worth it.
@@ -243,6 +283,18 @@ class Reuse:
         for component in self.plan.components:
             seconds += per_program.get(component.program, 0.0)
         return seconds
+
+
+class Taken(NamedTuple):
+    """The matrices of a result, by the nodes that own them.
+
+    Attributes:
+        read: those in memory.
+        lying: those in a file of the cache, compared with their digest.
+    """
+
+    read: dict[int, Array]
+    lying: dict[int, Entry]
 
 
 class Recalled:

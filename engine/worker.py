@@ -54,6 +54,7 @@ class Worker:
         self._filling = 0
         self._arena = memory[2 * size :]
         self.inputs: dict[int, Array] = {}
+        self.residents: dict[int, Array] = {}
         self.values: Array = memory[:0]
         self.scratch: Array = memory[:0]
         self._runners: dict[Hashable, BlockRunner] = {}
@@ -68,11 +69,12 @@ class Worker:
         self._arranged = key
         sizes = self._sizes.get(key)
         if sizes is None:
-            sizes = self._sizes[key] = stage_buffers(program, stage, pulled=self._pulled)
-        self.inputs, at = {}, 0
-        for load, nbytes in zip(stage.loads, sizes.inputs, strict=True):
-            self.inputs[load] = self._arena[at : at + nbytes]
-            at += nbytes
+            sizes = self._sizes[key] = stage_buffers(program, stage, pulled=self._pulled, cached=bool(self.plan.keeping))
+        self.inputs, self.residents, at = {}, {}, 0
+        for rooms, nodes, buffers in ((self.inputs, stage.loads, sizes.inputs), (self.residents, stage.residents if sizes.residents else (), sizes.residents)):
+            for node, nbytes in zip(nodes, buffers, strict=True):
+                rooms[node] = self._arena[at : at + nbytes]
+                at += nbytes
         self.values = self._arena[at : at + sizes.values]
         self.scratch = self._arena[at + sizes.values : at + sizes.values + sizes.scratch]
 

@@ -48,12 +48,14 @@ class StageBuffers:
 
     Attributes:
         inputs: of the buffer of each load, in `Stage.loads` order.
+        residents: of a block of each whole result, in `Stage.residents` order; empty where none is read from a cache.
         output: of each of the two output blocks; one is written while the other is computed.
         values: of a block of values that is looked at again.
         scratch: of everything else.
     """
 
     inputs: tuple[int, ...]
+    residents: tuple[int, ...]
     output: int
     values: int
     scratch: int
@@ -61,7 +63,7 @@ class StageBuffers:
     @property
     def arena(self) -> int:
         """What is divided anew for every stage."""
-        return sum(self.inputs) + self.values + self.scratch
+        return sum(self.inputs) + sum(self.residents) + self.values + self.scratch
 
 
 def block_elements(stage: Stage, numel: int) -> int:
@@ -144,21 +146,23 @@ def aligned(nbytes: int) -> int:
     return -(-nbytes // PAGE) * PAGE
 
 
-def stage_buffers(program: Program, stage: Stage, *, pulled: bool = False) -> StageBuffers:
+def stage_buffers(program: Program, stage: Stage, *, pulled: bool = False, cached: bool = False) -> StageBuffers:
     """What a worker leases to run blocks of `stage`.
 
     Args:
         program, stage: what is run.
         pulled: by compiled kernels on the CPU (`compiled_on_cpu`), which read inputs themselves where they can.
+        cached: whole results may lie in a cache, from which their blocks are read.
     """
     size = block_elements(stage, program.numel)
     held = min(size, PULL_PIECE) if pulled and pulls_inputs(stage) else size
     # a page more each: buffers lie in their pages as the bytes do in their files
     inputs = tuple(PAGE + aligned(held * BY_CODE[str(program.nodes[i].param("storage"))].itemsize) for i in stage.loads)
+    residents = tuple(PAGE + aligned(4 * size) for _ in stage.residents if cached)
     output = PAGE + aligned(size * BY_CODE[program.dtype].itemsize) if stage.store else 0
     # one piece of the values themselves, to find the last tie that is kept
     values = aligned(4 * min(size, search_elements(stage))) if any(program.nodes[i].op == "kth_magnitude" for i in stage.folds) else 0
-    return StageBuffers(inputs, output, values, aligned(scratch_bytes(program.nodes, stage, counts=not seen_whole(program, stage))))
+    return StageBuffers(inputs, residents, output, values, aligned(scratch_bytes(program.nodes, stage, counts=not seen_whole(program, stage))))
 
 
 def output_buffer(programs: Sequence[Program], *, pulled: bool = False) -> int:

@@ -6,7 +6,7 @@ A value lives in the memory of its *owner*: a view (a kept tensor seen as a matr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from plait.ops.wholes import WHOLES, is_view
@@ -52,6 +52,13 @@ def owner(nodes: Sequence[Node], i: int) -> int:
 def matrix_inputs(nodes: Sequence[Node], i: int) -> list[int]:
     """Inputs of a whole op that are held whole."""
     return [j for j in nodes[i].inputs if nodes[j].space != "small"]
+
+
+def taken_whole(program: Program, stages: Iterable[Stage | None]) -> frozenset[int]:
+    """Owners of what the ops of these stages take as whole matrices; of the others only blocks are wanted."""
+    nodes = program.nodes
+    wholes = [nodes[w] for stage in stages if stage is not None for w in stage.wholes]
+    return frozenset(owner(nodes, j) for node in wholes if not is_view(node.op, node) for j in node.inputs if nodes[j].space != "small")
 
 
 def made_by(program: Program, w: int) -> tuple[int, ...]:

@@ -265,20 +265,20 @@ class _Memory:
     lean: tuple[int, ...]
 
 
-def worker_bytes(programs: Sequence[Program], *, pulled: bool = False) -> int:
+def worker_bytes(programs: Sequence[Program], *, pulled: bool = False, cached: bool = False) -> int:
     """Buffers that one worker needs for any stage of any program: an arena that stages divide, and two output buffers."""
-    sizes = [stage_buffers(program, stage, pulled=pulled) for program in programs for stage in program.stages]
+    sizes = [stage_buffers(program, stage, pulled=pulled, cached=cached) for program in programs for stage in program.stages]
     return PAGE + max((s.arena for s in sizes), default=0) + 2 * output_buffer(programs, pulled=pulled)
 
 
 def _fit(programs: Sequence[Program], components: Sequence[Component], resources: Resources, on_gpu: tuple[int, ...]) -> _Memory:
-    pulled = compiled_on_cpu(resources.backend, resources.maps)
-    arenas = [worker_bytes([p], pulled=pulled) for p in programs]
+    pulled, cached = compiled_on_cpu(resources.backend, resources.maps), bool(resources.cache_bytes)
+    arenas = [worker_bytes([p], pulled=pulled, cached=cached) for p in programs]
     states = [component_bytes(p, workspace=n not in on_gpu) for n, p in enumerate(programs)]
     # the interpreter's values stand beside its buffers, on the CPU as they would on a GPU
     interpreted = resources.backend == "torch" and resources.maps == "cpu"
     values = max((device_block_bytes(p, s) for p in programs for s in p.stages), default=0) if interpreted else 0
-    arena, state = worker_bytes(programs, pulled=pulled) + values, max(states, default=0)
+    arena, state = worker_bytes(programs, pulled=pulled, cached=cached) + values, max(states, default=0)
     runtime = runtime_bytes(programs, resources.backend) + _PER_COMPONENT * len(components) + _scope_bytes(programs, components)
     runtime += CACHE_BYTES if resources.cache_bytes else 0
     minimum = runtime + arena + state

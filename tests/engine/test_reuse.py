@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,9 @@ import plait.planner.reuse
 from plait.engine import facts
 from plait.engine.cache import files
 from plait.engine.events import Report
+from plait.engine.resultfile import Entry, check_tensor
 from plait.engine.survey import survey
+from plait.ops.errors import KernelError
 from plait.ops.method import methods
 from support.tiny import recipe, write_set
 
@@ -242,6 +247,42 @@ def test_a_tensor_that_proves_damaged_when_it_is_read_is_computed(models: list[P
     assert (report.wholes, report.cache.damaged, report.cache.stored, report.cache.hits) == ({"polar": 3}, 3, 3, 0)
     assert "checksum" in report.cache.trouble
     assert merge(text, tmp_path, "third", cache=tmp_path / "c")[1].wholes == {}
+
+
+def test_a_file_that_is_cut_short_under_a_run_ends_it(models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Between the look at a matrix and the reading of its blocks; the entry goes, and the same command then succeeds."""
+    text = texts(models)["iso_c"]
+    want, _ = merge(text, tmp_path, "first", cache=tmp_path / "c")
+
+    def check_and_cut(entry: Entry) -> None:
+        check_tensor(entry)
+        os.truncate(entry.path, entry.nbytes // 2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plait.engine.reuse, "check_tensor", check_and_cut)
+        with pytest.raises(KernelError, match=r"\.result changed while it was in use; give the same command again"):
+            merge(text, tmp_path, "second", cache=tmp_path / "c")
+    got, report = merge(text, tmp_path, "second", cache=tmp_path / "c")
+    assert got == want
+    assert report.cache is not None
+    assert report.cache.stored >= 1
+
+
+def test_a_matrix_of_which_blocks_are_wanted_is_not_held(tmp_path: Path):
+    """A warm merge reads it block by block: all that it takes is less than the matrix."""
+    models = write_set(tmp_path / "models", experts=2, shapes={"a.weight": (2048, 12288)})
+    (tmp_path / "r.yml").write_text(recipe("iso_c", models[1:], base=models[0]))
+    command = [sys.executable, "-m", "plait", "merge", str(tmp_path / "r.yml"), str(tmp_path / "out"), "--memory", "1GiB", "--cache", str(tmp_path / "c")]
+    matrix = 4 * 2048 * 12288
+    peaks = []
+    for _ in range(2):
+        subprocess.run([*command, "--quiet"], check=True)
+        report = json.loads((tmp_path / "out" / "report.json").read_text())
+        peaks.append(report["memory"]["measured_peak_bytes"])
+        shutil.rmtree(tmp_path / "out")
+    assert report["cache"]["hits"] == 1
+    assert report["counts"]["whole_ops"] == {}
+    assert peaks[0] > matrix > 1.4 * peaks[1]
 
 
 def test_memory_stays_within_the_ledger(models: list[Path], tmp_path: Path):

@@ -367,13 +367,19 @@ def windows(held: Sequence[Lease], workers: int, limit: int) -> list[int]:
     open one, and only within `limit`. One of them has its turn at a whole op.
     """
     reach, found = WINDOW * workers, list[int]()
-    near = held[:reach]
-    always, in_turn = sorted(h.always for h in near), sorted(h.in_turn for h in near)  # of the window that begins at `first`, sorted while it slides
+    near = sorted(held[:reach])  # the window that begins at `first`, sorted while it slides
     for first, leaving in enumerate(held):
-        found.append(sum(always[-workers:]) + in_turn[-1])
-        entering = held[first + reach] if first + reach < len(held) else Lease(0)
-        for values, gone, new in ((always, leaving.always, entering.always), (in_turn, leaving.in_turn, entering.in_turn)):
-            del values[bisect_left(values, gone)]
-            insort(values, new)
+        found.append(_together(near, workers))
+        del near[bisect_left(near, leaving)]
+        insort(near, held[first + reach] if first + reach < len(held) else Lease(0))
     most = max(limit, max((h.most for h in held), default=0))
     return [min(bytes_held, most) for bytes_held in found]
+
+
+def _together(near: Sequence[Lease], workers: int) -> int:
+    """Most that so many of these leases, which are sorted, hold at once: one has its turn, beside the largest of the others."""
+    largest = near[-workers:]
+    base = sum(h.always for h in largest)
+    best = base + max((h.in_turn for h in largest), default=0)
+    beside = base - largest[0].always if largest else 0
+    return max(best, max((beside + h.most for h in near[:-workers]), default=0))

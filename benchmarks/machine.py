@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.engine.machine import cores
+from plait.engine.surroundings import filesystem, processor
 
 PACKAGES = ("plait", "numpy", "numba", "llvmlite")
 
@@ -25,7 +26,7 @@ def describe(folder: Path) -> dict[str, Any]:
         folder: where the checkpoints lie; the disk under it is described.
     """
     return {
-        "cpu": cpu_model(),
+        "cpu": processor(),
         "cores": cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "disk": disk(folder),
@@ -35,19 +36,10 @@ def describe(folder: Path) -> dict[str, Any]:
     }
 
 
-def cpu_model() -> str:
-    """The processor's name as the system gives it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in ("model name", "Hardware"):
-            return value.strip()
-    return platform.processor() or platform.machine()
-
-
 def disk(folder: Path) -> dict[str, Any]:
     """File system and kind of the disk under a folder, and its free bytes."""
     space = os.statvfs(folder)
-    found: dict[str, Any] = {"file_system": file_system(folder), "free_bytes": space.f_bavail * space.f_frsize}
+    found: dict[str, Any] = {"file_system": filesystem(folder), "free_bytes": space.f_bavail * space.f_frsize}
     device = os.stat(folder).st_dev
     block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
     queue = next((p / "queue" for p in (block, block.parent) if (p / "queue" / "rotational").exists()), None)
@@ -56,17 +48,6 @@ def disk(folder: Path) -> dict[str, Any]:
         if not found["virtual"]:  # a virtual disk does not know what it lies on
             found["rotational"] = (queue / "rotational").read_text().strip() == "1"
     return found
-
-
-def file_system(folder: Path) -> str:
-    """Type of the file system that holds a folder, such as `ext4`."""
-    device = os.stat(folder).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        if left.split()[2] == wanted:
-            return right.split()[0]
-    return "unknown"
 
 
 def installed(package: str) -> str | None:

@@ -15,6 +15,7 @@ import pytest
 
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import methods, steps
+from plait.ops.methods.calibration import magic_wsc
 from plait.ops.methods.dropping import keep_thresholds
 from plait.ops.methods.election import Ballot, add_delta
 from plait.ops.methods.geometry import slerp_coefficients
@@ -373,6 +374,23 @@ def test_ellipsoid_of_orthogonal_experts_is_the_root_of_their_number():
     mean = np.mean(experts, 0)
     assert np.allclose(run("magic_wsc", base, experts, rule="ellipsoid"), 2 * mean, rtol=1e-5)
     assert np.allclose(run("magic_wsc", base, experts[:1], rule="ellipsoid"), experts[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("count", "cosine", "ellipsoid", "sphere"),
+    [(8, 0.0, 2.83, 2.83), (8, 0.1, 1.47, 2.17), (8, 0.3, 0.59, 1.61), (8, 0.5, 0.33, 1.33), (8, 0.9, 0.15, 1.05), (4, 1.0, 0.28, 1.0)],
+)
+def test_the_ellipsoid_shrinks_where_experts_agree(count: int, cosine: float, ellipsoid: float, sphere: float):
+    """The figures of the method's page, for rows of one length with exactly these cosines; the first is the root of the number of experts."""
+    gram = np.full((count, count), cosine) + (1 - cosine) * np.eye(count)
+    values, vectors = np.linalg.eigh(gram)
+    rows = vectors * np.sqrt(np.maximum(values, 0.0))
+    experts, base = [row[None] for row in rows], np.zeros((1, count))
+    mean = np.mean(experts, 0)
+    for settings, wanted in (({"rule": "ellipsoid"}, ellipsoid), ({"norm": "L2"}, sphere)):
+        assert np.allclose(run("magic_wsc", base, experts, **settings), wanted * mean, atol=0.005 * np.abs(mean).max())
+        page = magic_wsc.__doc__ or ""
+        assert f"{wanted:g}" in page
 
 
 @pytest.mark.parametrize(

@@ -420,8 +420,23 @@ def test_the_spectral_rule_matches_largest_singular_values():
     (d,) = deltas(1)
     alike = [d, (1.5 * d).astype(np.float32)]
     assert close(update("", alike, step="magic_wsc", per="tensor", max_cosine=0.5), 1.25 * d, 1e-6)
+    assert close(update("", alike, step="magic_wsc", rule="spectral", target_scale=0.5, max_cosine=0.5), 0.625 * d, 1e-6)
     with pytest.raises(PlanError, match="the ellipsoid rule works on rows"):
         update("", alike, step="magic_wsc", rule="ellipsoid", per="tensor")
+
+
+@pytest.mark.parametrize(
+    ("facts", "why"),
+    [
+        ({"max_cosine": 0.5}, "max_cosine looks at whole tensors; set per: tensor or rule: spectral"),
+        ({"layers": ("down_proj",)}, "layers are read with sensitive: list alone"),
+        ({"layers": ("down_proj",), "sensitive": "rule"}, "layers are read with sensitive: list alone"),
+    ],
+)
+def test_what_would_count_for_nothing_is_refused(facts: dict[str, Any], why: str):
+    """A setting that another one leaves without effect is an error, not silence."""
+    with pytest.raises(PlanError, match=why):
+        update("", deltas(2), step="magic_wsc", **facts)
 
 
 def test_sensitive_layers_come_from_a_file(tmp_path: Path):

@@ -17,16 +17,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from hashlib import blake2b
 
+from plait.engine.exprgen import LOADS, STORES, Expressions
 from plait.engine.foldgen import fold_lines, only_folds
 from plait.engine.kernel import PRELUDE, Kernel
 from plait.engine.pulling import next_piece
 from plait.ops.kernels.select import SCAN
-from plait.ops.op import NUMBER_FOLDS, OPS
+from plait.ops.op import NUMBER_FOLDS
 from plait.planner.blocks import CHECKED_COLUMNS, CHUNK, COARSE, RANK_SPARE, SEARCH_PIECE, SPAN, SPARSE_LIMIT, checked_loads, marked_pieces, pulls_inputs
-from plait.planner.program import Node, Program, Stage, data_inputs
+from plait.planner.program import Program, Stage, data_inputs
 
 _MUCH_ARITHMETIC = {"random_bits", "exp", "tanh"}  # for which LLVM's widest vectors pay
-_LOADS = {"BF16": ("uint16", "load_bf16({})"), "F16": ("uint16", "load_f16({})"), "F32": ("float32", "{}")}
 _PEAKS = {"BF16": "peak16", "F16": "peak16", "F32": "peak32"}
 #: How the checksum adds up an output, the type of its sums, and how many there are: a row of 64-bit words, in elements.
 _WORD_SUMS = {
@@ -34,7 +34,6 @@ _WORD_SUMS = {
     "F16": ("add_words16", "uint32", 4 * CHECKED_COLUMNS),
     "F32": ("add_words32", "uint64", 2 * CHECKED_COLUMNS),
 }
-_STORES = {"BF16": ("uint16", "store_bf16({})"), "F16": ("uint16", "store_f16({})"), "F32": ("float32", "{}")}
 
 _SUMS = ("dot", "row_dot", "sum", "row_sum")
 #: Sums and operands of those that are added up in one sweep: vectors of eight float64, of which a processor with AVX-512 has 32.
@@ -68,15 +67,10 @@ class _Generator:
         self.unchecked = list(self.kernel.checked)
         self.kernel.pulls = pulls_inputs(stage)
         self.phase = self._phases()
-        self.prologue: list[str] = []
-        self.ids: dict[int, int] = {}
-        self.scalar_names: dict[tuple[int, str], str] = {}
+        self.text = Expressions(self.nodes, self.kernel)
+        self._id = self.text.id
         self.scratch_rows = 0
         self.sweeps: list[tuple[tuple[int, ...], ...]] = []
-
-    def _id(self, i: int) -> int:
-        """Nodes are named in the order in which they are first written, so that equal stages of different expressions share a kernel."""
-        return self.ids.setdefault(i, len(self.ids))
 
     # -- which phase a node belongs to -----------------------------------------------------------
     def _phases(self) -> dict[int, int]:
@@ -97,7 +91,9 @@ class _Generator:
         folds = ""
         if only_folds(self.nodes, self.stage):
             k = self.kernel
-            folds, begin, body = fold_lines(self.nodes, self.stage, k.sums, self.counts, self.reductions, k.checked, lambda i: f"in{self._id(i)}", self._slot)
+            folds, begin, body = fold_lines(
+                self.nodes, self.stage, k.sums, self.counts, self.reductions, k.checked, lambda i: f"in{self._id(i)}", self.text.slot
+            )
             body = [*begin, "while filled < n:", *_indent([*next_piece(self._inputs(), "filled"), body[0]], 1), *body[1:]]
         else:
             for phase in range(max(self.phase.values(), default=0) + 1):
@@ -112,7 +108,7 @@ class _Generator:
         lines += ["", f"def kernel(n, start, row, {', '.join(f'p_{name}' for name, _, _ in arguments)}):"]
         lines += [f"    {name} = carray(p_{name}, ({_UNBOUNDED}{f', {width}' if width else ''},))" for name, _, width in arguments]
         lines += ["    with_wide_vectors()"] if any(self.nodes[i].op in _MUCH_ARITHMETIC for i in self.stage.compute) else []
-        lines += _indent(self.prologue, 1)
+        lines += _indent(self.text.prologue, 1)
         lines += _indent([f"facc[{f}] = {self._identity(i)}" for f, i in enumerate(k.sums)], 1)
         lines += _indent([f"peak[{f}] = 0" for f in range(len(k.checked) + self.stage.store)], 1)
         if self.stage.store:
@@ -135,10 +131,10 @@ class _Generator:
         """Name, element type and row length (None for vectors) of each array, in the order in which the function takes them."""
         arguments: list[tuple[str, str, object]] = [("s", "float64", None), ("streams", "uint32", 4)]
         arguments += [(f"t{self._id(i)}", dtype, None) for i, dtype in self.kernel.tables.items()]
-        arguments += [(f"in{self._id(i)}", _LOADS[self._storage(i)][0], None) for i in self.stage.loads]
+        arguments += [(f"in{self._id(i)}", LOADS[self._storage(i)][0], None) for i in self.stage.loads]
         arguments += [(f"res{self._id(i)}", "float32", None) for i in self.stage.residents]
         if self.stage.store:
-            arguments.append(("out", _STORES[self.program.dtype][0], None))
+            arguments.append(("out", STORES[self.program.dtype][0], None))
         arguments += [(f"keep{self._id(i)}", "float32", None) for i in self.stage.keeps]
         arguments += [("facc", "float64", None), ("acc", "float64", 8), ("F", "float32", CHUNK), ("U", "uint32", CHUNK), ("peak", "uint32", None)]
         if self.stage.store:
@@ -260,13 +256,13 @@ class _Generator:
         if stores:
             lines.append("o = out[p:p + m]")
         cuts = [i for i in sweep if self.nodes[i].op == "keep_top"]
-        loop = [f"v{self._id(i)} = {self._value(i)}" for i in sweep]
-        loop += [f"f{k}[j] = {self._as(i, 'f')}" for i, k in scratch.items()]
+        loop = [f"v{self._id(i)} = {self.text.value(i)}" for i in sweep]
+        loop += [f"f{k}[j] = {self.text.operand(i, 'f')}" for i, k in scratch.items()]
         loop += [f"n{k} = uint32(n{k} + uint32(v{v}))" for k, v in ((self.counts.index(i), self._id(self.nodes[i].inputs[0])) for i in counted)]
-        loop += [f"x{self._id(i)}[j] = {self._as(self.nodes[i].inputs[0], 'f')}" for i in ranked]
+        loop += [f"x{self._id(i)}[j] = {self.text.operand(self.nodes[i].inputs[0], 'f')}" for i in ranked]
         loop += [f"k{self._id(i)}[j] = v{self._id(i)}" for i in kept]
         if stores:
-            loop.append("o[j] = " + _STORES[self.program.dtype][1].format(self._as(self.program.root, "f")))
+            loop.append("o[j] = " + STORES[self.program.dtype][1].format(self.text.operand(self.program.root, "f")))
         looks = self._looks(sweep, stores)
         ends = [f"facc[{self.kernel.sums.index(i)}] += float64(n{self.counts.index(i)})" for i in counted]  # whole numbers, exact in any order
         swept = self._segments(cuts, loop) if cuts else ["for j in range(m):", *_indent(loop or ["pass"], 1)]
@@ -291,7 +287,7 @@ class _Generator:
         lines = ["first = 0", "while first < m:", "    end = m"]
         for i in cuts:
             _, cut, limit = self.nodes[i].inputs
-            key, last = self._scalar(cut, "u"), self._limit(limit)
+            key, last = self.text.scalar(cut, "u"), self.text.limit(limit)
             lines += [
                 f"    cut{self._id(i)} = {key}",
                 f"    if p + first < {last}:",
@@ -300,68 +296,6 @@ class _Generator:
                 f"        cut{self._id(i)} = uint32({key} + uint32(1))",
             ]
         return [*lines, "    for j in range(uint64(first), uint64(end)):", *_indent(loop, 2), "    first = end"]
-
-    def _value(self, i: int) -> str:
-        node = self.nodes[i]
-        if node.kind == "load":
-            return _LOADS[self._storage(i)][1].format(f"a{self._id(i)}[j]")
-        if node.kind == "whole" or node.op == "row_rank":
-            return f"a{self._id(i)}[j]"
-        if node.op == "column":
-            return "c + j"
-        if node.op == "row":
-            return "start // row + r"
-        if node.op == "random_bits":
-            return f"u{self._id(i)}[j]"
-        if node.op == "cast":
-            storage = str(node.param("storage"))
-            return _LOADS[storage][1].format(_STORES[storage][1].format(self._as(node.inputs[0], "f")))
-        if node.op in ("take", "take_integer"):
-            table, dtype = self._table(node.inputs[0]), "uint32" if node.op == "take_integer" else "float32"
-            return f"{dtype}({table}[uint32(v{self._id(node.inputs[1])}) & MAGNITUDE])"
-        if node.op == "keep_top":
-            return OPS[node.op].code.format(self._as(node.inputs[0], "u"), f"cut{self._id(i)}")
-        operands = [self._as(j, cast) for j, cast in zip(data_inputs(node), OPS[node.op].casts, strict=True)]
-        return OPS[node.op].code.format(*operands, zero="float32(0.0)", one="float32(1.0)")
-
-    def _as(self, i: int, cast: str) -> str:
-        """Value `i` as an operand of an elementwise expression."""
-        node = self.nodes[i]
-        if node.space == "small":
-            return self._scalar(i, cast)
-        if node.space == "row":
-            return f"float32(r{self._id(i)})"
-        if cast == "f" and node.dtype == "bool":
-            return f"(float32(1.0) if v{self._id(i)} else float32(0.0))"
-        return f"float32(v{self._id(i)})" if cast == "f" and node.dtype != "float32" else f"v{self._id(i)}"
-
-    # -- small and row values ----------------------------------------------------------------------
-    def _slot(self, i: int) -> int:
-        if (i, -1) not in self.kernel.scalars:
-            self.kernel.scalars.append((i, -1))
-        return self.kernel.scalars.index((i, -1))
-
-    def _scalar(self, i: int, cast: str) -> str:
-        name = self.scalar_names.get((i, cast))
-        if name is None:
-            name = self.scalar_names[i, cast] = f"s{self._id(i)}{cast}"
-            convert = {"f": "float32({})", "u": "uint32(int64({}))", "i": "int64({})", "b": "({} != 0.0)", "d": "{}"}[cast]
-            self.prologue.append(f"{name} = {convert.format(f's[{self._slot(i)}]')}")
-        return name
-
-    def _limit(self, i: int) -> str:
-        """A global element index as an index into the block."""
-        name = self.scalar_names.get((i, "limit"))
-        if name is None:
-            name = self.scalar_names[i, "limit"] = f"s{self._id(i)}limit"
-            self.prologue.append(f"{name} = int64(min(max(s[{self._slot(i)}] - float64(start), 0.0), float64(n)))")
-        return name
-
-    def _table(self, i: int) -> str:
-        if i not in self.kernel.tables:
-            uses = {node.op for node in self.nodes if i in node.inputs}
-            self.kernel.tables[i] = "uint32" if uses == {"take_integer"} else "float64"
-        return f"t{self._id(i)}"
 
     def _reduce(self, i: int, scratch: dict[int, int]) -> str:
         node, a = self.nodes[i], self.reductions.index(i)
@@ -396,18 +330,12 @@ class _Generator:
                 a = self.reductions.index(i)
                 lines.append(f"r{self._id(i)} = acc[{a}, 0]" if node.op in ("row_max", "row_largest") else f"r{self._id(i)} = combine(acc[{a}])")
             else:
-                lines.append(f"r{self._id(i)} = {self._row_map(node)}")
+                lines.append(f"r{self._id(i)} = {self.text.row_map(node)}")
         for place, i in enumerate(self.kernel.gathered):
             j = self.nodes[i].inputs[0]
             if self.phase[j] == phase + 1:
                 lines.append(f"rows[{place}, r] = r{self._id(j)}")
         return lines
-
-    def _row_map(self, node: Node) -> str:
-        operands = []
-        for j, cast in zip(node.inputs, OPS[node.op].casts, strict=True):
-            operands.append(self._scalar(j, "b" if cast == "b" else "d") if self.nodes[j].space == "small" else f"r{self._id(j)}")
-        return OPS[node.op].code.format(*operands, zero="0.0", one="1.0")
 
 
 def _indent(lines: Iterable[str], depth: int) -> list[str]:

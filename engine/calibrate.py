@@ -245,7 +245,8 @@ def _merge_seconds(folder: Path, build: Callable[[Sequence[LazyTensor]], LazyTen
     from plait.engine.reader import Reader
     from plait.engine.writer import OutputFolder
     from plait.planner.layout import make_layout
-    from plait.planner.schedule import Resources, make_plan
+    from plait.planner.resources import Resources
+    from plait.planner.schedule import make_plan
 
     begun = time.perf_counter()
     specs = [OutputSpec(str(k), "BF16", (refs[2 * k], refs[2 * k + 1]), build.__name__, build) for k in range(count)]

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plait.ops.errors import KernelError, PlanError
-from plait.planner.schedule import parse_size, size
+from plait.planner.sizes import parse_size, size
 
 Array = npt.NDArray[Any]
 #: Sizes of simulated GPUs, separated by commas; for tests.

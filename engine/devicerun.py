@@ -17,7 +17,7 @@ from plait.engine.pool import Seat
 from plait.ops.errors import KernelError
 from plait.planner.device_cost import device_block_bytes
 from plait.planner.program import Program, Stage
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 
 
 class DeviceRunner(Interpreter):

@@ -45,7 +45,8 @@ from plait.ops.errors import KernelError, Stopped
 from plait.ops.kernels.heap import keep_large_apart
 from plait.planner.cost import Lease, lease_of
 from plait.planner.plan import Component, Plan
-from plait.planner.schedule import WINDOW, stage_sweeps
+from plait.planner.schedule import stage_sweeps
+from plait.planner.windows import WINDOW
 
 #: Blocks on their way to the disk at once; more gain nothing.
 _WRITERS = 2

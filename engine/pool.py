@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from plait.engine.device import Device, Stream, discover_devices
 from plait.ops.errors import KernelError
 from plait.planner.plan import Plan
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 
 
 class DevicePool:

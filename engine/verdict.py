@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from plait.planner.schedule import MIB, size
+from plait.planner.sizes import MIB, size
 
 PEAK_FACTOR = 1.25  #: a predicted peak is at most so many times the measured one; it is never below it
 PEAK_SLACK_BYTES = 16 * MIB  #: nor is a promise that lies less than this above it called wrong

@@ -25,7 +25,7 @@ from plait.planner.cost import component_bytes
 from plait.planner.device_cost import device_whole_bytes
 from plait.planner.liveness import made_by, owner
 from plait.planner.program import Node
-from plait.planner.schedule import size, size_up
+from plait.planner.sizes import size, size_up
 
 if TYPE_CHECKING:
     from plait.engine.component import ComponentRun

@@ -29,7 +29,9 @@ from plait.planner.optimisations import KEEP_INPUTS, checked
 from plait.planner.plan import Plan
 from plait.planner.recipe import load_recipe
 from plait.planner.residency import CHOICES
-from plait.planner.schedule import MIB, Resources, make_plan, parse_size, size
+from plait.planner.resources import Resources
+from plait.planner.schedule import make_plan
+from plait.planner.sizes import MIB, parse_size, size
 from plait.planner.types import Checkpoint, Job, SideFile
 from plait.running import Audience, run_plan
 

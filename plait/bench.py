@@ -204,7 +204,7 @@ def _show_runs(runs: Sequence[MemoryRun], baseline: int) -> None:
     from rich.table import Table
 
     from plait.planner.explain import duration
-    from plait.planner.schedule import size
+    from plait.planner.sizes import size
 
     table = Table(box=None, pad_edge=False)
     for heading in ("budget", "peak of predicted", "time of predicted", "read", "passes", ""):

@@ -127,7 +127,7 @@ def show_runs(title: str, runs: Sequence[MethodRun]) -> None:
     from rich.table import Table
 
     from plait.planner.explain import duration
-    from plait.planner.schedule import size
+    from plait.planner.sizes import size
 
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
     for heading in ("method", "time", "predicted", "peak", "predicted", "passes", "read", ""):

@@ -87,7 +87,7 @@ def _show_peers(rows: Sequence[Row], repeat: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from plait.planner.schedule import size
+    from plait.planner.sizes import size
 
     own = next(row.wall for row in rows if row.subject == "plait")
     table = Table(box=None, pad_edge=False)

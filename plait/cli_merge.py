@@ -130,7 +130,7 @@ def verify(out: Path, against: Path | None, blocks: int, seed: int, **machine: A
     from rich.console import Console
 
     from plait.keeping import verify as check
-    from plait.planner.schedule import size
+    from plait.planner.sizes import size
     from plait.progress import ByteBar
 
     options = options_of(machine)

@@ -8,7 +8,7 @@ from plait.differences import Diff, Figures
 from plait.ops.errors import OutputError
 from plait.page import Block, Column, Facts, HeatMap, HeatView, Notes, Page, Section, Table, fragment
 from plait.planner.inspect import ROLES
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 from plait.plot_diff import grid, views
 from plait.show_diff import notes, number, percent
 

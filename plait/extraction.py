@@ -109,7 +109,7 @@ def _check_memory(targets: Sequence[Target], rank: int, accuracy: Literal["exact
     from plait.api import checked_size
     from plait.engine.machine import available_memory
     from plait.planner.lora_targets import target_bytes
-    from plait.planner.schedule import size, size_up
+    from plait.planner.sizes import size, size_up
 
     budget = checked_size(memory, "memory") if memory is not None else available_memory() // 2
     needed, largest = max(((target_bytes(t, rank, accuracy, os.cpu_count() or 1), t) for t in targets), key=lambda pair: pair[0])

@@ -10,7 +10,7 @@ from plait.engine.lanes import SHARES, STATES
 from plait.engine.moments import Prepared, Sample, Task
 from plait.planner.header_text import printable
 from plait.planner.plan import Component, Plan
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 
 _RATE_S = 3.0  #: over which a rate is taken
 _LINE_S = 10.0

@@ -19,7 +19,7 @@ from plait.engine.publish import is_locked, old_folder, output_errors, working_f
 from plait.engine.verify import Checked, recompute
 from plait.engine.verify import verify as verify_manifest
 from plait.ops.errors import CheckpointError, VerifyError
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from plait.engine.moments import Sample
 from plait.following import Following
 from plait.planner.header_text import printable
 from plait.planner.plan import Plan
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 
 _EVERY_S = 0.25  #: between two drawings
 _OPEN_LINES = 3

@@ -65,7 +65,7 @@ def _show(out: Path, found: Extracted) -> None:
     from rich.table import Table
 
     from plait.planner.header_text import printable
-    from plait.planner.schedule import size
+    from plait.planner.sizes import size
 
     table = Table(box=None, pad_edge=False)
     for heading, justify in (("tensor", "left"), ("shape", "right"), ("rank", "right"), ("captured", "right")):

@@ -18,7 +18,7 @@ from plait.method_recipe import recipe_of
 from plait.ops.errors import BudgetTooSmall, OutputError, PlaitError
 from plait.ops.method import Method, methods, nearest, steps
 from plait.planner.plan import Plan
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 from plait.synthetic import open_base, write_layer_scores, write_like
 from plait.watching import Command, watch_each
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from plait.engine.events import CacheUse, Report
 from plait.planner.header_text import printable
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 
 _MOST_LINES = 20
 

@@ -12,7 +12,7 @@ from plait.engine.runreport import FORMAT, REPORT_NAME, VERSION
 from plait.ops.errors import CheckpointError
 from plait.planner.header_text import printable
 from plait.planner.json_file import read_json
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 
 _MOST_BYTES, _MOST_MARKS = 64 << 20, 4_000_000
 _LEVELS = " ▁▂▃▄▅▆▇█"

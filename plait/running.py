@@ -19,7 +19,7 @@ from plait.ops.errors import CheckpointError, PlaitError, ResumeError
 from plait.ops.wholes import VIEWS, WHOLES
 from plait.planner.donor import RECIPE_NAME
 from plait.planner.plan import Plan
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 from plait.planner.types import SideFile
 
 if TYPE_CHECKING:

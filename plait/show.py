@@ -10,7 +10,7 @@ from rich.table import Table
 
 from plait.planner.explain import duration
 from plait.planner.header_text import printable
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 
 if TYPE_CHECKING:
     from plait.engine.survey import Survey

@@ -14,7 +14,7 @@ from rich.text import Text
 from plait.differences import Figures, after_layer
 from plait.planner.header_text import printable
 from plait.planner.inspect import ROLES
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 
 if TYPE_CHECKING:
     from plait.differences import Diff

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from plait.planner.header_text import printable
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 
 if TYPE_CHECKING:
     from plait.inspection import Inspection, Scan

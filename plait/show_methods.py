@@ -12,8 +12,7 @@ from plait.method_text import BASE, cost, data, default, example, experts, value
 from plait.ops.method import Method
 from plait.planner.explain import duration
 from plait.planner.plan import Plan
-from plait.planner.schedule import size
-from plait.planner.sizes import enough
+from plait.planner.sizes import enough, size
 
 
 def by_family(methods: list[Method]) -> list[tuple[str, list[Method]]]:

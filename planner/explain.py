@@ -20,8 +20,7 @@ from plait.planner.pools import pools
 from plait.planner.program import Program
 from plait.planner.residency import KEPT, NO_ROOM, slab_bytes
 from plait.planner.savings import savings
-from plait.planner.schedule import size
-from plait.planner.sizes import enough
+from plait.planner.sizes import enough, size
 from plait.planner.treeline import Line, headed
 from plait.planner.whatif import WhatIf, what_if
 from plait.planner.wholework import WholeWork, whole_work

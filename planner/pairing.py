@@ -13,7 +13,8 @@ from plait.planner.expressions import NUMBERS, OutputSpec
 from plait.planner.layers import role, split
 from plait.planner.layout import make_layout
 from plait.planner.plan import Plan
-from plait.planner.schedule import Resources, make_plan
+from plait.planner.resources import Resources
+from plait.planner.schedule import make_plan
 from plait.planner.types import Checkpoint, TensorRef
 
 #: Floats that streamed work computes on.

@@ -14,7 +14,7 @@ from plait.planner.header_text import printable
 from plait.planner.plan import Component, Plan
 from plait.planner.program import Program
 from plait.planner.reuse import Facts, Names
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 from plait.planner.treeline import Line, headed
 from plait.planner.words import counted, duration
 

@@ -11,7 +11,7 @@ from plait.planner.explain import headline, read_bytes
 from plait.planner.grouping import Group, groups, letter
 from plait.planner.header_text import printable
 from plait.planner.plan import Component, Plan
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 from plait.planner.words import dimensions
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from plait.planner.cost import component_bytes, needs_bytes, selects
 from plait.planner.device_cost import device_whole_bytes, spread
 from plait.planner.liveness import moments
 from plait.planner.plan import Component, Plan
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 from plait.planner.words import counted
 
 

@@ -20,7 +20,7 @@ from plait.planner.optimisations import (
 from plait.planner.plan import Plan
 from plait.planner.program import Program, Stage, scope_of, separate
 from plait.planner.rewrites import COMPONENTS, is_shareable
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 from plait.planner.words import counted
 
 

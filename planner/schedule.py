@@ -2,50 +2,28 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from plait.ops.errors import BudgetTooSmall, PlanError
 from plait.ops.wholes import is_view
-from plait.planner.blocks import COARSE, PAGE, SCOPE_PIECE, SCOPE_PIECES, SPAN, SPARSE_LIMIT, compiled_on_cpu, output_buffer, stage_buffers
-from plait.planner.cost import (
-    Lease,
-    component_bytes,
-    kernel_count,
-    lease_of,
-)
-from plait.planner.device_cost import device_block_bytes, device_whole_bytes, device_worker_bytes, spread
+from plait.planner.blocks import SCOPE_PIECE, SCOPE_PIECES
+from plait.planner.device_cost import device_whole_bytes, device_worker_bytes, spread
 from plait.planner.expressions import OutputSpec, compile_specs
+from plait.planner.memory import Memory, fit
 from plait.planner.moved import moved_bytes
 from plait.planner.optimisations import FORESIGHT
 from plait.planner.plan import Component, Keeping, Plan, Prediction, Scope
 from plait.planner.program import Program
 from plait.planner.residency import KEPT, residency, slab_bytes
-from plait.planner.resources import Resources as Resources
+from plait.planner.resources import Resources
 from plait.planner.reuse import keeping
-from plait.planner.sizes import MIB as MIB
-from plait.planner.sizes import parse_size as parse_size
-from plait.planner.sizes import size as size
-from plait.planner.sizes import size_up as size_up
-from plait.planner.timing import Setting, Timing, predict_seconds, reads_from_disk, uses_torch
+from plait.planner.sizes import size, size_up
+from plait.planner.timing import Setting, Timing, predict_seconds, reads_from_disk
 from plait.planner.types import FileIdentity, Layout
 from plait.planner.whole_notes import whole_notes
-
-# Private memory of a running merge that no block or tensor accounts for, measured above the imports (benchmarks/memory_70b.py):
-RUNTIME_BYTES = 4 * MIB  #: thread stacks, the plan, LLVM's linker
-KERNEL_BYTES = MIB // 8  #: each kernel that is loaded; compiling happens in processes of its own
-TORCH_BYTES = 32 * MIB  #: thread pools and workspaces of torch, at most
-LIBRARY_BYTES = 8 * MIB  #: that part of them which torch's linear algebra takes for the smallest matrices
-_PER_COMPONENT = 6 * 1024
-CACHE_BYTES = 2 * MIB  #: a result cache: what it knows of its entries while it makes room, small results on their way
-#: The sample of the whole model that foresees one model-wide threshold, with what sorting it takes.
-_SCOPE_SAMPLE_BYTES = 4 * MIB
-#: Components are opened no further than this many times the number of workers beyond the oldest open one.
-WINDOW = 2
-#: Inputs are kept for later passes when they take no more than this part of what the budget leaves.
-KEEP_SHARE = 0.9
+from plait.planner.windows import widest_window
 
 
 def make_plan(title: str, specs: Sequence[OutputSpec], layout: Layout, files: Sequence[FileIdentity], resources: Resources, notes: Sequence[str] = ()) -> Plan:
@@ -81,7 +59,7 @@ def schedule(
     scopes, sweeps = _scopes(programs, components)
     resources = _seated(programs, components, resources)
     on_gpu, gpu_notes = _gpu_programs(programs, resources)
-    memory = _fit(programs, components, resources, on_gpu)
+    memory = fit(programs, components, resources, on_gpu)
     counts = Counter(c.program for c in components)
     setting = _setting(programs, scopes, layout, memory, resources, on_gpu)
     stays = residency(programs, counts, resources.residency, memory.keep_limit, setting)
@@ -167,7 +145,7 @@ def _gpu_programs(programs: Sequence[Program], resources: Resources) -> tuple[tu
     return fits, notes
 
 
-def _setting(programs: Sequence[Program], scopes: Sequence[Scope], layout: Layout, memory: _Memory, resources: Resources, on_gpu: tuple[int, ...]) -> Setting:
+def _setting(programs: Sequence[Program], scopes: Sequence[Scope], layout: Layout, memory: Memory, resources: Resources, on_gpu: tuple[int, ...]) -> Setting:
     """What the predicted time depends on besides the programs."""
     after = {scope.key: scope.sweep for scope in scopes}
     sweeps = tuple(tuple(stage_sweeps(p, after)) for p in programs) if scopes else ()
@@ -251,85 +229,11 @@ def _check_scopes(after: dict[str, int]) -> None:
             )
 
 
-# -- memory --------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True)
-class _Memory:
-    workers: int
-    runtime: int
-    per_worker: int
-    state_limit: int
-    keep_limit: int
-    minimum: int
-    peak_task: str
-    held: tuple[Lease, ...]
-    lean: tuple[int, ...]
-
-
-def worker_bytes(programs: Sequence[Program], *, pulled: bool = False, cached: bool = False) -> int:
-    """Buffers that one worker needs for any stage of any program: an arena that stages divide, and two output buffers."""
-    sizes = [stage_buffers(program, stage, pulled=pulled, cached=cached) for program in programs for stage in program.stages]
-    return PAGE + max((s.arena for s in sizes), default=0) + 2 * output_buffer(programs, pulled=pulled)
-
-
-def _fit(programs: Sequence[Program], components: Sequence[Component], resources: Resources, on_gpu: tuple[int, ...]) -> _Memory:
-    pulled, cached = compiled_on_cpu(resources.backend, resources.maps), bool(resources.cache_bytes)
-    arenas = [worker_bytes([p], pulled=pulled, cached=cached) for p in programs]
-    states = [component_bytes(p, workspace=n not in on_gpu) for n, p in enumerate(programs)]
-    # the interpreter's values stand beside its buffers, on the CPU as they would on a GPU
-    interpreted = resources.backend == "torch" and resources.maps == "cpu"
-    values = max((device_block_bytes(p, s) for p in programs for s in p.stages), default=0) if interpreted else 0
-    arena, state = worker_bytes(programs, pulled=pulled, cached=cached) + values, max(states, default=0)
-    runtime = runtime_bytes(programs, resources.backend) + _PER_COMPONENT * len(components) + _scope_bytes(programs, components)
-    runtime += CACHE_BYTES if resources.cache_bytes else 0
-    minimum = runtime + arena + state
-    heaviest = max(range(len(programs)), key=lambda i: arenas[i] + states[i], default=0)
-    task = next((c for c in components if c.program == heaviest), None)
-    name = task.name if task else ""
-    if minimum > resources.memory_bytes:
-        raise BudgetTooSmall(
-            _too_small(programs[heaviest], name, arena, state, runtime, minimum, resources.memory_bytes),
-            task=name,
-            needed=minimum,
-            budget=resources.memory_bytes,
-        )
-    retried = max(map(component_bytes, programs), default=0)  # room to do again here what a GPU has no memory for, where there is some
-    lean = on_gpu if runtime + arena + retried > resources.memory_bytes else ()
-    held = tuple(lease_of(p, on_gpu=n in on_gpu, lean=n in lean) for n, p in enumerate(programs))
-    state = max((lease.most for lease in held), default=0)
-    workers = max(1, min(resources.workers, (resources.memory_bytes - runtime - state) // max(arena, 1)))
-    limit = resources.memory_bytes - runtime - workers * arena
-    keep_limit = min(int(limit * KEEP_SHARE), limit - state) // workers  # the heaviest component must still fit beside every slab
-    return _Memory(workers, runtime, arena, limit, keep_limit, minimum, name, held, lean)
-
-
-def _scope_bytes(programs: Sequence[Program], components: Sequence[Component]) -> int:
-    """What model-wide order statistics hold while the model is gone through."""
-    keys = {key for p in programs for s in p.stages for key in s.scopes if key.startswith("kth_magnitude")}
-    return len(keys) * ((COARSE + SPAN) * 8 + _SCOPE_SAMPLE_BYTES + 2 * SPARSE_LIMIT * 8 * len(components))
-
-
-def runtime_bytes(programs: Sequence[Program], backend: str) -> int:
-    """What the program itself takes while it runs these programs; the interpreter brings torch instead of kernels."""
-    kernels = KERNEL_BYTES * kernel_count(programs) if backend == "numba" else TORCH_BYTES
-    # twice a matrix in float32: what remained on 96x96 to 4096x4096 beside the workspaces that the ops themselves say they need
-    libraries = max((min(TORCH_BYTES, LIBRARY_BYTES + 8 * program.numel) for program in programs if uses_torch(program)), default=0)
-    return RUNTIME_BYTES + kernels + libraries
-
-
-def _too_small(program: Program, name: str, arena: int, state: int, runtime: int, minimum: int, budget: int) -> str:
-    what = f"{size(state)} held while {name} {list(program.shape)} is merged, " if state > arena else ""
-    return (
-        f"a budget of {size(budget)} is too small: {name} {list(program.shape)} needs {size(minimum)} "
-        f"({what}{size(arena)} of buffers for one worker, {size(runtime)} for the program itself); give --memory {size_up(minimum)} or more"
-    )
-
-
-def _predict(
-    programs: Sequence[Program], keeps: Sequence[bool], components: Sequence[Component], memory: _Memory, timing: Timing, foreseen: bool
-) -> Prediction:
+# -- the prediction ------------------------------------------------------------------------------
+def _predict(programs: Sequence[Program], keeps: Sequence[bool], components: Sequence[Component], memory: Memory, timing: Timing, foreseen: bool) -> Prediction:
     used = Counter(c.program for c in components)
     slab = max((slab_bytes(programs[n]) for n in used if keeps[n]), default=0)
-    peak_state, peak_at = _widest_window([memory.held[c.program] for c in components], memory.workers, memory.state_limit - memory.workers * slab)
+    peak_state, peak_at = widest_window([memory.held[c.program] for c in components], memory.workers, memory.state_limit - memory.workers * slab)
     moved = {n: moved_bytes(programs[n], keeps[n], foreseen) for n in used}
     extra = sum(moved[n].extra * count for n, count in used.items())
     looks = max((sum(any(key.startswith("kth_magnitude") for key in s.scopes) for s in p.stages) for p in programs), default=0)
@@ -350,36 +254,3 @@ def _predict(
         minimum_bytes=memory.minimum,
         seconds=timing.seconds,
     )
-
-
-def _widest_window(held: Sequence[Lease], workers: int, limit: int) -> tuple[int, int]:
-    """Most that the open components hold together, and which of them holds most at its peak."""
-    together = windows(held, workers, limit)
-    best = max(together, default=0)
-    first = together.index(best) if best else 0
-    return best, max(range(first, min(first + WINDOW * workers, len(held))), key=lambda i: held[i].most, default=0)
-
-
-def windows(held: Sequence[Lease], workers: int, limit: int) -> list[int]:
-    """For each component, most that the open ones hold together while it is the oldest of them.
-
-    The engine opens components in order, at most `workers` at a time, none further than `WINDOW * workers` from the oldest
-    open one, and only within `limit`. One of them has its turn at a whole op.
-    """
-    reach, found = WINDOW * workers, list[int]()
-    near = sorted(held[:reach])  # the window that begins at `first`, sorted while it slides
-    for first, leaving in enumerate(held):
-        found.append(_together(near, workers))
-        del near[bisect_left(near, leaving)]
-        insort(near, held[first + reach] if first + reach < len(held) else Lease(0))
-    most = max(limit, max((h.most for h in held), default=0))
-    return [min(bytes_held, most) for bytes_held in found]
-
-
-def _together(near: Sequence[Lease], workers: int) -> int:
-    """Most that so many of these leases, which are sorted, hold at once: one has its turn, beside the largest of the others."""
-    largest = near[-workers:]
-    base = sum(h.always for h in largest)
-    best = base + max((h.in_turn for h in largest), default=0)
-    beside = base - largest[0].always if largest else 0
-    return max(best, max((beside + h.most for h in near[:-workers]), default=0))

@@ -15,7 +15,8 @@ from typing import NamedTuple
 from plait.planner.cost import lease_of, stage_read_bytes
 from plait.planner.device_cost import device_whole_bytes, spread
 from plait.planner.plan import Plan
-from plait.planner.schedule import WINDOW, stage_sweeps, windows
+from plait.planner.schedule import stage_sweeps
+from plait.planner.windows import WINDOW, windows
 
 #: More points are drawn by no screen.
 MOST_POINTS = 2000

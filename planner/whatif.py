@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 
 from plait.ops.errors import BudgetTooSmall
 from plait.planner.collector import collector_paused
+from plait.planner.memory import KEEP_SHARE
 from plait.planner.plan import Plan
 from plait.planner.residency import KEPT
-from plait.planner.schedule import KEEP_SHARE, MIB, schedule
+from plait.planner.schedule import schedule
+from plait.planner.sizes import MIB
 
 #: Budgets between the smallest that works and the one above which nothing changes.
 RUNGS = 5

@@ -11,7 +11,7 @@ from plait.planner.cost import needs_bytes
 from plait.planner.device_cost import device_whole_bytes, device_worker_bytes, spread
 from plait.planner.plan import Plan
 from plait.planner.program import Node
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 from plait.planner.timing import WHOLE_FLOPS
 
 

@@ -22,7 +22,7 @@ from plait.planner.optimisations import FORESIGHT
 from plait.planner.plan import Component, Plan
 from plait.planner.program import Program
 from plait.planner.residency import ASKED, CHEAPER, KEPT, NO_ROOM, slab_bytes
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 from plait.planner.treeline import Line, headed
 from plait.planner.wholework import device_reason
 from plait.planner.words import counted, dimensions, duration

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from plait.planner.plan import Plan
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 from plait.planner.words import duration
 
 #: Differences in time below this are not told: rates are not known that well.

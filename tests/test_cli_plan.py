@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 import plait
 from plait.cli import main
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 from plait.planner.words import duration
 from support import tiny
 

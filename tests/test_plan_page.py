@@ -17,8 +17,7 @@ from plait.page import Graph, Table
 from plait.plan_page import plan_page
 from plait.planner.layout import make_layout
 from plait.planner.plan import Plan
-from plait.planner.schedule import size
-from plait.planner.sizes import enough
+from plait.planner.sizes import enough, size
 from support import tiny
 from support.browser import Browser, needs_browser, running
 

@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 
 import plait
 import plait.planner.blocks
-import plait.planner.schedule
+import plait.planner.memory
 from plait.ops.method import methods
 from plait.planner.cost import input_bytes
-from plait.planner.schedule import MIB
+from plait.planner.sizes import MIB
 from support.evaluate import raw, write_model
 from support.strategies import DENSITIES, Family, families, wide
 
@@ -445,7 +445,7 @@ def test_ties_keeps_exactly_the_largest(scope: str, backend: str, keep: float):
     def check(family: Family, density: float, workers: int) -> None:
         zero = Family({n: np.zeros_like(t) for n, t in family.base.items()}, family.experts)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(plait.planner.schedule, "KEEP_SHARE", keep)
+            patch.setattr(plait.planner.memory, "KEEP_SHARE", keep)
             got = values(zero, call("ties", density=density, scope=scope), backend=backend, workers=workers)
         delta = deltas(zero)[0]
         kept = keep_first(delta, density, scope)
@@ -481,7 +481,7 @@ def test_a_missed_digit_costs_a_pass_and_no_bit():
     size = 3 * pieces * piece
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plait.planner.blocks, "BLOCK", 1 << 14)
-        patch.setattr(plait.planner.schedule, "KEEP_SHARE", 0.0)
+        patch.setattr(plait.planner.memory, "KEEP_SHARE", 0.0)
         step = (size - piece) // (pieces - 1)
         sampled = np.zeros(size, bool)
         for k in range(pieces):

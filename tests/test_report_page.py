@@ -13,7 +13,7 @@ import plait
 from plait.cli import main
 from plait.page import LineChart, Table
 from plait.page.text import escaped
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 from plait.report_page import report_page
 from support import tiny
 from support.browser import needs_browser, running

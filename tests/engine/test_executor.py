@@ -22,7 +22,7 @@ from plait.ops.errors import CheckpointError, KernelError
 from plait.planner import blocks
 from plait.planner.cost import component_bytes
 from plait.planner.plan import Component
-from plait.planner.schedule import WINDOW
+from plait.planner.windows import WINDOW
 from support import faults, tiny
 from support.stored import read_folder
 

@@ -28,6 +28,7 @@ from plait.engine.resultfile import Entry, check_tensor
 from plait.engine.survey import survey
 from plait.ops.errors import KernelError
 from plait.ops.method import methods
+from plait.planner.memory import CACHE_BYTES
 from support.tiny import recipe, write_set
 
 SHAPES = {"a.weight": (40, 24), "b.weight": (24, 40), "model.layers.0.c.weight": (30, 8), "d.norm": (70,)}
@@ -292,9 +293,9 @@ def test_memory_stays_within_the_ledger(models: list[Path], tmp_path: Path):
     without = plait.plan(tmp_path / "r.yml", options).prediction
     for name in ("cold", "warm"):
         _, report = merge(texts(models)["iso_c"], tmp_path, name, cache=tmp_path / "c")
-        assert report.leased_peak_bytes <= without.peak_bytes + plait.planner.schedule.CACHE_BYTES
+        assert report.leased_peak_bytes <= without.peak_bytes + CACHE_BYTES
     planned = plait.plan(tmp_path / "r.yml", plait.Options(memory="400MiB", workers=2, backend="torch", cache=tmp_path / "c"))
-    assert planned.prediction.peak_bytes == without.peak_bytes + plait.planner.schedule.CACHE_BYTES
+    assert planned.prediction.peak_bytes == without.peak_bytes + CACHE_BYTES
     assert planned.prediction.bytes_read == without.bytes_read
     assert planned.fingerprint == plait.plan(tmp_path / "r.yml", options).fingerprint
 

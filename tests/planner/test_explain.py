@@ -12,8 +12,7 @@ import plait
 from plait.planner import blocks
 from plait.planner.explain import groups, to_text
 from plait.planner.plan import Plan
-from plait.planner.schedule import size
-from plait.planner.sizes import enough
+from plait.planner.sizes import enough, size
 from support import tiny
 
 NAMES = list(tiny.recipes([Path("b"), Path("x"), Path("y")]))

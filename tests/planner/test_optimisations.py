@@ -19,7 +19,7 @@ from plait.planner.explain import to_text
 from plait.planner.optimisations import OPTIMISATIONS
 from plait.planner.plan import Plan
 from plait.planner.savings import savings
-from plait.planner.schedule import size
+from plait.planner.sizes import size
 from plait.planner.words import counted
 from support import tiny
 

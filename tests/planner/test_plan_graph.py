@@ -11,7 +11,7 @@ import pytest
 import plait
 from plait.planner.plan import Plan
 from plait.planner.plan_graph import to_dot, to_mermaid, to_networkx
-from plait.planner.schedule import parse_size
+from plait.planner.sizes import parse_size
 from support import tiny
 
 NAMES = list(tiny.recipes([Path("b"), Path("x"), Path("y")]))

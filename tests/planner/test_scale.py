@@ -19,8 +19,8 @@ from plait.planner.cost import Lease
 from plait.planner.header_text import decoded
 from plait.planner.layout import index_json, make_layout
 from plait.planner.safetensors_header import read_header
-from plait.planner.schedule import WINDOW, _widest_window
 from plait.planner.types import TensorRef
+from plait.planner.windows import WINDOW, widest_window
 from support import tiny
 
 OPTIONS = plait.Options(memory="512MiB", workers=2, device="cpu", backend="numba")
@@ -108,7 +108,7 @@ def test_widest_window_is_that_of_the_definition(leases: list[Lease], workers: i
         together = min(max(sum(h.always for h in these) + max(h.in_turn for h in these) for these in some), most)
         if together > best:
             best, at = together, max(near, key=lambda j: (leases[j].most, -j))
-    assert _widest_window(leases, workers, limit) == (best, at)
+    assert widest_window(leases, workers, limit) == (best, at)
 
 
 # -- headers: all at once, and one by one -----------------------------------------------------------

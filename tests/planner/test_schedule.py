@@ -14,12 +14,14 @@ import plait
 from plait.ops.errors import BudgetTooSmall, PlanError
 from plait.planner.cost import component_bytes, lease_of
 from plait.planner.explain import to_text
+from plait.planner.memory import worker_bytes
 from plait.planner.plan import Plan
 from plait.planner.program import scope_of
 from plait.planner.rates import Rates
-from plait.planner.residency import ASKED, CHEAPER, KEPT, NO_ROOM, ONCE
-from plait.planner.schedule import MIB, WINDOW, parse_size, size, size_up, slab_bytes, stage_sweeps, worker_bytes
-from plait.planner.sizes import enough
+from plait.planner.residency import ASKED, CHEAPER, KEPT, NO_ROOM, ONCE, slab_bytes
+from plait.planner.schedule import stage_sweeps
+from plait.planner.sizes import MIB, enough, parse_size, size, size_up
+from plait.planner.windows import WINDOW
 from support import tiny
 
 NAMES = list(tiny.recipes([Path("b"), Path("x"), Path("y")]))

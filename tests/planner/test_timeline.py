@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import plait
 from plait.planner.plan import Plan
-from plait.planner.schedule import MIB
+from plait.planner.sizes import MIB
 from plait.planner.timeline import PUBLISHING, STARTING, timeline
 from support import tiny
 

@@ -10,7 +10,7 @@ import pytest
 
 import plait
 from plait.planner.plan import Plan
-from plait.planner.schedule import MIB
+from plait.planner.sizes import MIB
 from plait.planner.whatif import enough_bytes, ladder, what_if
 from support import tiny
 

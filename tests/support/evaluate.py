@@ -24,7 +24,8 @@ from plait.ops.tensor import LazyTensor
 from plait.planner.checkpoint import open_checkpoint
 from plait.planner.expressions import OutputSpec
 from plait.planner.layout import make_layout
-from plait.planner.schedule import Resources, make_plan
+from plait.planner.resources import Resources
+from plait.planner.schedule import make_plan
 from plait.planner.types import SideFile
 from support.stored import Stored, read_folder
 

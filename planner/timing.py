@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from plait.ops.dtypes import BY_CODE
-from plait.ops.op import OPS
 from plait.ops.wholes import VIEWS, WHOLES, is_view, on_one_core
 from plait.planner.blocks import block_count, block_elements, copied_through, sample_pieces, sample_starts, search_elements, seen_whole
 from plait.planner.cost import distinct_stages, input_bytes, kernel_count, output_bytes, recounts, selects, stage_read_bytes
-from plait.planner.program import Node, Program, Stage, data_inputs
+from plait.planner.kernel_time import stage_ns
+from plait.planner.program import Node, Program, Stage
 from plait.planner.rates import DEFAULT_RATES, Rates
 
 _NS = 1e-9
@@ -26,7 +26,6 @@ _NS = 1e-9
 FILL_UNIT = 8 << 20
 #: A tie search looks at the values of a piece or two in NumPy, which costs about this many countings.
 _SEARCH_COUNTS = 2.0
-_SORTED = 2.0  # rows of many different magnitudes are sorted, which takes twice as long as counting (`ops/kernels/jit_buckets.py`)
 _TORCH_STARTS = 4.0  #: times as long as the interpreter and all other imports that importing torch takes
 #: How much longer kernels with these ops compile than a simple map does, as multiples of that.
 _COMPILE_EXTRA = {"exp": 1.0, "tanh": 2.0, "kth_magnitude": 1.5, "row_rank": 2.0, "random_bits": 1.0}
@@ -341,55 +340,3 @@ def keeping_saves(program: Program, setting: Setting, *, cold: bool) -> float:
         seconds, disk, units = reading_work(program, keep, cold, setting)
         costs.append(max(seconds / setting.threads, disk / rates.cold_read_bytes_s) + units * rates.unit_s)
     return costs[0] - costs[1]
-
-
-# -- computing ---------------------------------------------------------------------------------------
-def stage_ns(program: Program, stage: Stage, rates: Rates) -> float:
-    """Nanoseconds of one core for one element of a stage, in compiled kernels.
-
-    The generated loop sweeps a row once for each *phase* (see `engine/codegen.py`): a row-wise result is ready one phase after its
-    input, and what a phase needs is computed in it again.
-    """
-    nodes = program.nodes
-    phase: dict[int, int] = {}
-    for i in sorted({*stage.loads, *stage.residents, *stage.compute}):
-        latest = max((phase[j] for j in data_inputs(nodes[i]) if j in phase), default=0)
-        phase[i] = latest + 1 if nodes[i].kind == "rows" else latest
-    reductions = [*stage.folds, *(i for i in stage.compute if nodes[i].kind == "rows")]
-    targets: dict[int, set[int]] = {}
-    total = 0.0
-    for i in reductions:
-        at = max((phase[j] for j in data_inputs(nodes[i]) if j in phase), default=0)
-        targets.setdefault(at, set()).update(nodes[i].inputs)
-        total += _reduction_ns(program, stage, i, rates)
-    for i in (*stage.keeps, *([program.root] if stage.store else [])):
-        targets.setdefault(phase.get(i, 0), set()).add(i)
-        total += rates.store_ns
-    return total + sum(_sweep_ns(program, wanted, rates) for wanted in targets.values())
-
-
-def _reduction_ns(program: Program, stage: Stage, i: int, rates: Rates) -> float:
-    nodes, op = program.nodes, program.nodes[i].op
-    if op == "kth_magnitude":
-        return rates.count_ns
-    if op == "row_rank":
-        sorts = nodes[nodes[i].inputs[0]].op == "reversed_magnitude" or any(nodes[j].param("storage") == "F32" for j in stage.loads)
-        return rates.rank_ns * (_SORTED if sorts else 1.0)
-    return OPS[op].flops * rates.fold_ns
-
-
-def _sweep_ns(program: Program, targets: set[int], rates: Rates) -> float:
-    """One sweep over the elements: everything that its targets are computed from."""
-    nodes, found, total = program.nodes, set[int](), 0.0
-    stack = [i for i in targets if nodes[i].space == "tensor"]
-    while stack:
-        i = stack.pop()
-        if i in found:
-            continue
-        found.add(i)
-        if nodes[i].kind != "map":
-            total += rates.load_ns
-            continue
-        total += rates.random_ns if nodes[i].op == "random_bits" else OPS[nodes[i].op].flops * rates.map_ns
-        stack += [j for j in data_inputs(nodes[i]) if nodes[j].space == "tensor"]
-    return total

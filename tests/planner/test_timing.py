@@ -19,9 +19,10 @@ from plait.ops.op import OPS
 from plait.ops.tensor import load
 from plait.planner.cost import input_bytes, output_bytes
 from plait.planner.explain import duration, to_text
+from plait.planner.kernel_time import stage_ns
 from plait.planner.program import Program, lower
 from plait.planner.rates import DEFAULT_RATES, Rates
-from plait.planner.timing import WHOLE_FLOPS, Setting, Timing, predict_seconds, stage_ns
+from plait.planner.timing import WHOLE_FLOPS, Setting, Timing, predict_seconds
 from support import tiny
 
 METHODS = {

@@ -19,13 +19,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memory_70b import IMPORT_ONLY, WITH_MODULES, private_bytes
-
 from plait.engine.compile import cache_folder
 from plait.watching import Command, variables, watch_each
 
 MIB = 1 << 20
 SAMPLE_S = 0.005
+
+#: Ends a `python -m plait …` by printing every module it has imported.
+WITH_MODULES = """
+import json, runpy, sys
+try:
+    runpy.run_module("plait", run_name="__main__", alter_sys=True)
+finally:
+    print(json.dumps(sorted(sys.modules)), file=sys.stderr)
+"""
+
+#: Imports the modules named on standard input and waits to be measured.
+IMPORT_ONLY = """
+import importlib, json, sys
+for name in json.load(sys.stdin):
+    try:
+        importlib.import_module(name)
+    except Exception:
+        pass
+print("ready", flush=True)
+import time
+time.sleep(60)
+"""
 
 
 class CommandFailed(Exception):
@@ -54,6 +74,12 @@ class Measured:
     peak_bytes: int
     samples: tuple[tuple[float, int], ...]
     output: str
+
+
+def private_bytes(pid: int) -> int:
+    """RssAnon of a process: memory that no file backs."""
+    with open(f"/proc/{pid}/status") as status:
+        return next((int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon")), 0)
 
 
 def run(command: Sequence[str], every_s: float = SAMPLE_S, environment: Mapping[str, str] | None = None) -> Measured:

@@ -14,42 +14,16 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from make_checkpoint import PRESETS, Preset, make_set
+from measure import MIB, import_baseline, plait, run
 
 RESULTS = Path(__file__).parent / "results"
-MIB = 1 << 20
-SAMPLE_S = 0.005
 PLAN_LIMIT_S = 2.0
-
-#: Ends a `python -m plait …` by printing every module it has imported.
-WITH_MODULES = """
-import json, runpy, sys
-try:
-    runpy.run_module("plait", run_name="__main__", alter_sys=True)
-finally:
-    print(json.dumps(sorted(sys.modules)), file=sys.stderr)
-"""
-
-#: Imports the modules named on standard input and waits to be measured.
-IMPORT_ONLY = """
-import importlib, json, sys
-for name in json.load(sys.stdin):
-    try:
-        importlib.import_module(name)
-    except Exception:
-        pass
-print("ready", flush=True)
-import time
-time.sleep(60)
-"""
 
 
 @dataclass(frozen=True)
@@ -87,75 +61,29 @@ def recipe(method: str, models: list[Path]) -> str:
     return json.dumps(lines, indent=1)  # JSON is YAML
 
 
-def private_bytes(pid: int) -> int:
-    """RssAnon of a process: memory that no file backs."""
-    with open(f"/proc/{pid}/status") as status:
-        return next((int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon")), 0)
-
-
-def sampled(command: list[str]) -> tuple[int, float]:
-    """Peak private memory and seconds of a command, which must succeed."""
-    with tempfile.TemporaryFile() as log:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        peak = 0
-        while process.poll() is None:
-            try:
-                peak = max(peak, private_bytes(process.pid))
-            except FileNotFoundError:
-                break
-            time.sleep(SAMPLE_S)
-        wall = time.perf_counter() - start
-        if process.wait():
-            log.seek(0)
-            sys.exit(f"{' '.join(command)}\n{log.read().decode()}")
-    return peak, wall
-
-
-def import_baseline(method: str, memory: str, scratch: Path) -> int:
-    """Private memory of a process that only imports what a merge with this method imports (tried on a tiny checkpoint)."""
-    file = scratch / f"tiny-{method}.yml"
-    file.write_text(recipe(method, make_set(scratch / "tiny", PRESETS["tiny"], 2)))
-    command = [sys.executable, "-c", WITH_MODULES, "merge", str(file), str(scratch / f"tiny-{method}"), "--memory", memory]
-    tried = subprocess.run(command, capture_output=True, text=True)
-    if tried.returncode:
-        sys.exit(f"the tiny merge failed:\n{tried.stderr}")
-    names = [n for n in json.loads(tried.stderr.splitlines()[-1]) if not n.startswith("plait_kernel_") and n != "__main__"]
-    with subprocess.Popen([sys.executable, "-c", IMPORT_ONLY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps(names))
-        process.stdin.close()
-        process.stdout.readline()
-        size = private_bytes(process.pid)
-        process.kill()
-    return size
-
-
-def planned(file: Path, memory: str) -> tuple[dict[str, Any], float]:
-    """`plait plan` as data, and the seconds of the whole process."""
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "plait", "plan", str(file), "--memory", memory, "--format", "json"], capture_output=True, text=True)
-    wall = time.perf_counter() - start
-    if done.returncode:
-        sys.exit(done.stderr)
-    return json.loads(done.stdout), wall
-
-
 def measure(method: str, models: list[Path], args: argparse.Namespace, scratch: Path) -> Run:
     """Plans and merges once, in processes of their own."""
-    baseline = import_baseline(method, args.memory, scratch)
+    tiny = scratch / f"tiny-{method}.yml"
+    tiny.write_text(recipe(method, make_set(scratch / "tiny", PRESETS["tiny"], 2)))
+    baseline = import_baseline(tiny, scratch / f"tiny-{method}", args.memory)
     file = scratch / f"{method}.yml"
     file.write_text(recipe(method, models))
-    plan, plan_wall = planned(file, args.memory)
+    plan = run(plan_of(file, args.memory))
+    predicted = json.loads(plan.output)
     out = (args.out or args.set) / f"out-{method}"
     shutil.rmtree(out, ignore_errors=True)
     if args.cold:
         os.environ["PLAIT_CACHE_DIR"] = tempfile.mkdtemp(dir=scratch)
-    peak, wall = sampled([sys.executable, "-m", "plait", "merge", str(file), str(out), "--memory", args.memory, *args.option])
+    merge = run(plait("merge", file, out, "--memory", args.memory, *args.option))
     if not args.keep:
         shutil.rmtree(out)
-    return Run(method, plan["budget_bytes"], plan["predicted_peak_bytes"], baseline, peak, round(wall, 2), round(plan_wall, 2))
+    sizes = predicted["budget_bytes"], predicted["predicted_peak_bytes"]
+    return Run(method, *sizes, baseline, merge.peak_bytes, round(merge.wall_s, 2), round(plan.wall_s, 2))
+
+
+def plan_of(file: Path, memory: str) -> list[str]:
+    """The command that plans a recipe, as data."""
+    return plait("plan", file, "--memory", memory, "--format", "json")
 
 
 def plan_80_layers(memory: str, scratch: Path) -> dict[str, float]:
@@ -165,7 +93,7 @@ def plan_80_layers(memory: str, scratch: Path) -> dict[str, float]:
     for method in ("linear", "ties"):
         file = scratch / f"80-{method}.yml"
         file.write_text(recipe(method, models))
-        out[method] = round(min(planned(file, memory)[1] for _ in range(3)), 2)
+        out[method] = round(min(run(plan_of(file, memory)).wall_s for _ in range(3)), 2)
     return out
 
 

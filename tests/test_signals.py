@@ -49,6 +49,32 @@ def signalled(recipe: Path, where: tuple[str, str], sent: signal.Signals, group:
         return process.returncode, said
 
 
+#: A command line whose imports say `here` in their middle and wait for standard input to end.
+IMPORTING = """
+import runpy, sys
+class Dwelling:
+    def find_spec(self, name, path=None, target=None):
+        if name == "plait.bench":
+            sys.meta_path.remove(self)
+            print("here", flush=True)
+            sys.stdin.read()
+sys.meta_path.insert(0, Dwelling())
+sys.argv = ["plait", "--version"]
+runpy.run_module("plait", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_while_modules_are_imported():
+    """Ctrl-C is one line there, too, and no traceback."""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", IMPORTING], text=True, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert (process.returncode, said) == (130, "plait: interrupted; nothing was changed\n")
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("where", [("plait.api", "_plan_recipe"), ("plait.engine.executor", "foresee_scopes")], ids=["planning", "beginning"])
 def test_before_anything_is_done(where: tuple[str, str], sent: signal.Signals, code: int, recipe: Path):

@@ -19,7 +19,7 @@ from plait.engine.blockrun import Array
 from plait.engine.device import DeviceOutOfMemory
 from plait.engine.pool import DevicePool
 from plait.ops.errors import KernelError
-from plait.ops.kernels.heap import give_back
+from plait.ops.kernels.heap import free_buffers, give_back
 from plait.ops.wholes import WHOLES, is_view, on_one_core
 from plait.planner.cost import component_bytes
 from plait.planner.device_cost import device_whole_bytes
@@ -46,7 +46,8 @@ def turn(run: ComponentRun, i: int) -> AbstractContextManager[object]:
 def torch_threads(*, one: bool) -> Iterator[None]:
     """This thread computes on one core with torch, or on as many as torch has; afterwards it has as many again.
 
-    Torch's number is each thread's own, but a new thread begins with the last that any has set. So it is looked up while no op computes.
+    Torch's number is each thread's own, but a new thread begins with the last that any has set. So it is looked up while no op computes. What
+    the matrix library keeps is freed after an op on all cores; small ops would only ask for it again.
     """
     import torch
 
@@ -62,6 +63,8 @@ def torch_threads(*, one: bool) -> Iterator[None]:
         with _counting:
             torch.set_num_threads(_all_threads)
             _using -= 1
+            if not one:
+                free_buffers(all_threads=not _using)  # no op begins meanwhile
 
 
 def run_whole(run: ComponentRun, i: int) -> None:

@@ -178,7 +178,7 @@ class Reuse:
                         taken.lying[j] = entry
             except (Damaged, OSError) as error:
                 if self.plan.scopes:
-                    self.changed(entry, error)
+                    self._give_up(entry, error)
                 self.cache.spoiled(entry, str(error))
                 raise Spoiled from error
         return taken
@@ -193,7 +193,7 @@ class Reuse:
             with self._reading():
                 entry.read_part(first, out)
         except (Damaged, OSError) as error:
-            self.changed(entry, error)
+            self._give_up(entry, error)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -205,7 +205,7 @@ class Reuse:
         finally:
             lane.switch(before)
 
-    def changed(self, entry: Entry, error: Exception) -> NoReturn:
+    def _give_up(self, entry: Entry, error: Exception) -> NoReturn:
         """An entry proved damaged when it was too late to begin again: it goes, and the run ends."""
         self.cache.spoiled(entry, str(error), in_use=True)
         raise KernelError(f"{entry.path} changed while it was in use; give the same command again", path=str(entry.path)) from error

@@ -71,8 +71,8 @@ class Worker:
         if sizes is None:
             sizes = self._sizes[key] = stage_buffers(program, stage, pulled=self._pulled, cached=bool(self.plan.keeping))
         self.inputs, self.residents, at = {}, {}, 0
-        for rooms, nodes, buffers in ((self.inputs, stage.loads, sizes.inputs), (self.residents, stage.residents if sizes.residents else (), sizes.residents)):
-            for node, nbytes in zip(nodes, buffers, strict=True):
+        for rooms, nodes, buffers in ((self.inputs, stage.loads, sizes.inputs), (self.residents, stage.residents, sizes.residents)):
+            for node, nbytes in zip(nodes, buffers, strict=False):  # without a cache there is no room for residents
                 rooms[node] = self._arena[at : at + nbytes]
                 at += nbytes
         self.values = self._arena[at : at + sizes.values]

@@ -57,8 +57,8 @@ def matrix_inputs(nodes: Sequence[Node], i: int) -> list[int]:
 def taken_whole(program: Program, stages: Iterable[Stage | None]) -> frozenset[int]:
     """Owners of what the ops of these stages take as whole matrices; of the others only blocks are wanted."""
     nodes = program.nodes
-    wholes = [nodes[w] for stage in stages if stage is not None for w in stage.wholes]
-    return frozenset(owner(nodes, j) for node in wholes if not is_view(node.op, node) for j in node.inputs if nodes[j].space != "small")
+    computed = [w for stage in stages if stage is not None for w in stage.wholes if not is_view(nodes[w].op, nodes[w])]
+    return frozenset(owner(nodes, j) for w in computed for j in matrix_inputs(nodes, w))
 
 
 def made_by(program: Program, w: int) -> tuple[int, ...]:

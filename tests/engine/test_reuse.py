@@ -261,8 +261,9 @@ def test_a_file_that_is_cut_short_under_a_run_ends_it(models: list[Path], tmp_pa
 
     with monkeypatch.context() as patch:
         patch.setattr(plait.engine.reuse, "check_tensor", check_and_cut)
-        with pytest.raises(KernelError, match=r"\.result changed while it was in use; give the same command again"):
+        with pytest.raises(KernelError, match=r"\.result changed while it was in use; give the same command again") as raised:
             merge(text, tmp_path, "second", cache=tmp_path / "c")
+    assert not Path(str(raised.value.facts["path"])).exists()
     got, report = merge(text, tmp_path, "second", cache=tmp_path / "c")
     assert got == want
     assert report.cache is not None

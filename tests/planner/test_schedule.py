@@ -108,6 +108,14 @@ def test_the_predicted_state_covers_any_window(recipes: dict[str, Path], name: s
             assert min(sum(h.always for h in together) + max(h.in_turn for h in together), limit) <= p.state_bytes
 
 
+def test_a_cache_needs_room_for_blocks_of_what_it_keeps(tmp_path: Path):
+    """A block of a kept matrix, in float32, goes through a worker's buffers, beside the two of the output in bfloat16."""
+    models = tiny.write_set(tmp_path / "models", experts=1, shapes={"a.weight": (1024, 1024)})
+    (tmp_path / "r.yml").write_text(tiny.recipe("iso_c", models[1:], base=models[0]))
+    without, cached = (plait.plan(tmp_path / "r.yml", plait.Options(memory="1GiB", workers=2, cache=c)) for c in (None, tmp_path / "cache"))
+    assert without.prediction.worker_bytes < (2 * 2 + 4) * MIB <= cached.prediction.worker_bytes
+
+
 def test_more_memory_never_means_fewer_workers(recipes: dict[str, Path]):
     """Workers grow with the budget up to what was asked for."""
     least = planned(recipes, "ties", "2GiB").prediction.minimum_bytes

@@ -25,6 +25,11 @@ def mean(xs: Sequence[LazyTensor]) -> LazyTensor:
     return total(xs) / len(xs)
 
 
+def scaled(factor: float, x: LazyTensor) -> LazyTensor:
+    """factor * x, kept where the factor is 1: one kernel then serves every lambda of a sweep."""
+    return elementwise("mul", factor, x)
+
+
 def weighted_sum(xs: Sequence[LazyTensor], weights: Sequence[Operand]) -> LazyTensor | None:
     """Sum of `weight * x` in order; a tensor of weight 0 is left out and so never read. None when every weight is 0."""
     terms = [x * w for x, w in zip(xs, weights, strict=True) if value_of(w) != 0.0]

@@ -27,7 +27,7 @@ from plait.ops.dtypes import BY_NAME, RECIPE_FLOATS
 from plait.ops.op import OPS
 from plait.ops.tensor import LazyTensor
 from plait.planner.optimisations import BYTE_COPY, COMMON_SUBEXPRESSIONS, SHARED_PASSES
-from plait.planner.rewrites import separate_sweeps, split_row_lengths, topological, unshare
+from plait.planner.rewrites import own_factors, separate_sweeps, split_row_lengths, topological, unshare
 
 #: Storage codes that blocks are computed from.
 _COMPUTED = frozenset(BY_NAME[name].code for name in RECIPE_FLOATS)
@@ -149,7 +149,7 @@ def lower(root: LazyTensor, dtype: str, leaves: Sequence[LazyTensor], without: C
     """
     if COMMON_SUBEXPRESSIONS in without:
         root = unshare(root)
-    root = split_row_lengths(separate_sweeps(root))
+    root = own_factors(split_row_lengths(separate_sweeps(root)))
     order = topological(root)
     index = {node: i for i, node in enumerate(order)}
     slot_of = {leaf: s for s, leaf in enumerate(leaves)}

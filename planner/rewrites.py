@@ -1,11 +1,11 @@
-"""Rewrites of an expression before it is lowered: rows of one length in each pass, and whole results in the sweep that uses them."""
+"""Rewrites of an expression before it is lowered: rows of one length in each pass, whole results in the sweep that uses them, numbers by use."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from plait.ops.algebra import later
-from plait.ops.op import HOLD
+from plait.ops.op import CONST, HOLD
 from plait.ops.tensor import LazyTensor, elementwise
 from plait.ops.wholes import VIEWS
 
@@ -98,11 +98,28 @@ def is_shareable(op: str, kind: str, scoped: bool) -> bool:
     return (kind == "fold" and not scoped) or (kind == "whole" and op not in _SHOWN)
 
 
+def own_factors(root: LazyTensor) -> LazyTensor:
+    """Numbers that multiply apart from equal numbers of another use: a lambda of 1 is not the 1 of a comparison.
+
+    Expressions that differ in such a number alone then have one structure, and one kernel serves them all.
+    """
+    order = topological(root)
+    factors = {i for node in order if node.op.name == "mul" for i in node.inputs if i.op is CONST}
+    others = {i for node in order if node.op.name != "mul" for i in node.inputs}
+    if not factors & others:
+        return root
+    made: dict[LazyTensor, LazyTensor] = {}
+    for node in order:
+        inputs = tuple(_copy_for(i, "factor") if node.op.name == "mul" and i in others and i.op is CONST else made[i] for i in node.inputs)
+        made[node] = node if inputs == node.inputs else LazyTensor(node.op, inputs, node.params, shape=node.shape, dtype=node.dtype, space=node.space)
+    return made[root]
+
+
 def _is_shared(node: LazyTensor) -> bool:
     return is_shareable(node.op.name, node.op.kind, is_scoped(node))
 
 
-def _copy_for(node: LazyTensor, use: int) -> LazyTensor:
+def _copy_for(node: LazyTensor, use: int | str) -> LazyTensor:
     return LazyTensor(node.op, node.inputs, (*node.params, ("use", use)), shape=node.shape, dtype=node.dtype, space=node.space)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import reduce
 
-from plait.ops.algebra import dot, maximum, sign, sum_all, total, where
+from plait.ops.algebra import dot, maximum, scaled, sign, sum_all, total, where
 from plait.ops.method import Param
 from plait.ops.order import top
 from plait.ops.tensor import LazyTensor, Operand
@@ -69,7 +69,7 @@ def add_delta(base: LazyTensor, delta: LazyTensor | None, lam: float) -> LazyTen
         return base
     if lam == 1.0 and delta.op.name == "sub" and delta.inputs[1] is base:
         return delta.inputs[0]  # base + (expert - base) without its two roundings: bit for bit, and copied unread
-    return base + lam * delta
+    return base + scaled(lam, delta)
 
 
 class Ballot:

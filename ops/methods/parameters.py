@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from plait.ops.algebra import mean
+from plait.ops.algebra import mean, scaled
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import Param
 from plait.ops.tensor import LazyTensor
@@ -46,4 +46,4 @@ def is_matrix(t: MergeInputs, exclude: tuple[str, ...] = (), *, flatten: bool = 
 
 def beside(t: MergeInputs, rule: str = "mean", lam: float = 1.0) -> LazyTensor:
     """The other tensors: base + lambda mean of the task vectors, or the base."""
-    return t.origin if rule == "base" or lam == 0.0 else t.origin + lam * mean(t.deltas)
+    return t.origin if rule == "base" or lam == 0.0 else t.origin + scaled(lam, mean(t.deltas))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from plait.ops.algebra import info, later, polar, solve, solver, total, where
+from plait.ops.algebra import info, later, polar, scaled, solve, solver, total, where
 from plait.ops.inputs import MergeInputs
 from plait.ops.matrix import Svd, concat, matmul, matrix, scale_columns, stream, svd
 from plait.ops.method import Param, method
@@ -51,7 +51,7 @@ def iso_c(t: MergeInputs, *, lam: float = 1.0, exclude: tuple[str, ...] = ("text
     p = polar(total(t.deltas), rank_policy)
     rank, nuclear = info(p)[0], info(p)[1]
     singular = where(rank > 0.0, nuclear / rank, 0.0)
-    return t.origin + lam * singular * p
+    return t.origin + scaled(lam, singular) * p
 
 
 @method(
@@ -102,7 +102,7 @@ def iso_cts(
     parts = [*own, common] if common.u.shape[1] else own
     a, b = concat([p.u for p in parts]), concat([p.vh for p in parts], rows=True)
     singular = solve("mean_of_positive", *(p.s for p in parts))
-    return t.origin + lam * singular * stream(matmul(polar(a), polar(b)), t.shape)
+    return t.origin + scaled(lam, singular) * stream(matmul(polar(a), polar(b)), t.shape)
 
 
 @solver

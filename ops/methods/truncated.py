@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from plait.ops.algebra import later, polar, solve, solver
+from plait.ops.algebra import later, polar, scaled, solve, solver
 from plait.ops.inputs import MergeInputs
 from plait.ops.matrix import Svd, concat, matmul, matrix, scale_columns, stream, svd
 from plait.ops.method import Param, method
@@ -59,7 +59,7 @@ def tsv_m(
         tasks.append(svd(held, kept, accuracy=accuracy))
     left, right = polar(concat([task.u for task in tasks])), polar(concat([task.vh for task in tasks], rows=True))
     singular = solve("joined", *(task.s for task in tasks), shape=(kept * count,))
-    return t.origin + lam * stream(matmul(scale_columns(left, singular), right), t.shape)
+    return t.origin + scaled(lam, stream(matmul(scale_columns(left, singular), right), t.shape))
 
 
 @solver

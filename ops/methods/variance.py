@@ -8,7 +8,6 @@ from typing import Any
 from plait.ops.algebra import differs, dot, equal, mean, solve, solver, sum_all, total, weighted_sum, where
 from plait.ops.inputs import MergeInputs
 from plait.ops.method import Param, method
-from plait.ops.methods.election import add_delta
 from plait.ops.methods.parameters import INT8_MASK
 from plait.ops.order import top
 from plait.ops.tensor import LazyTensor
@@ -77,7 +76,7 @@ def sce(t: MergeInputs, *, select_topk: float = 1.0, select_applies_to: str = "a
     agrees = [d * elected > 0.0 for d in merged]
     change = total([where(a, d * e, 0.0) for a, d, e in zip(agrees, merged, eta, strict=True)])
     share = total([where(a, e, 0.0) for a, e in zip(agrees, eta, strict=True)])
-    return add_delta(t.origin, change / where(share > 0.0, share, 1.0), 1.0)
+    return t.origin + change / where(share > 0.0, share, 1.0)
 
 
 def _select(delta: LazyTensor, deltas: Sequence[LazyTensor], fraction: float) -> LazyTensor:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -413,8 +413,12 @@ main()
         process.send_signal(signal.SIGINT)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.3)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        for _ in range(20):  # the system makes one of two signals that come while the first waits for a disk
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(2)
+                break
+        assert process.wait(1) == 130
         assert "left at once" in process.stderr.read()
     assert status(out).state == "interrupted"
     report = plait.merge(path, out, TWO)

@@ -26,6 +26,7 @@ _NS = 1e-9
 FILL_UNIT = 8 << 20
 #: A tie search looks at the values of a piece or two in NumPy, which costs about this many countings.
 _SEARCH_COUNTS = 2.0
+_KEEP_MARGIN = 1.25  #: times the time of keeping that reading again must take: the two rates are known less well, and keeping takes memory
 _TORCH_STARTS = 4.0  #: times as long as the interpreter and all other imports that importing torch takes
 #: How much longer kernels with these ops compile than a simple map does, as multiples of that.
 _COMPILE_EXTRA = {"exp": 1.0, "tanh": 2.0, "kth_magnitude": 1.5, "row_rank": 2.0, "random_bits": 1.0}
@@ -334,9 +335,9 @@ def _disk_bytes(program: Program, setting: Setting, number: int) -> int:
 
 
 def keeping_saves(program: Program, setting: Setting, *, cold: bool) -> float:
-    """Wall seconds that a component saves when its inputs stay in memory between its passes; negative when re-reading is cheaper."""
+    """Wall seconds that a component surely saves when its inputs stay in memory between its passes; negative when re-reading is cheaper or hardly dearer."""
     rates, costs = setting.rates, []
     for keep in (False, True):
         seconds, disk, units = reading_work(program, keep, cold, setting)
         costs.append(max(seconds / setting.threads, disk / rates.cold_read_bytes_s) + units * rates.unit_s)
-    return costs[0] - costs[1]
+    return costs[0] - _KEEP_MARGIN * costs[1]

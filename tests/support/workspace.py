@@ -1,8 +1,8 @@
 """The most private memory that one call takes, in a fresh process.
 
 A sampler alone misses short peaks when other processes keep it from running, so the kernel's own high
-water is asked too. That one counts pages of files besides: those resident at the end are taken off,
-which are at least as many as at the peak, since libraries are only ever read in.
+water is asked too. That one counts pages of files besides: the most that were resident at any time are
+taken off. Libraries are only ever read in, so these are those of the end, or of before the system took some back.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ torch.set_num_threads(1)
 with open("/proc/self/clear_refs", "w") as f:
     f.write("5")  # the high water begins anew
 base = peak = kept("RssAnon")
+files = kept("RssFile")
 done = threading.Event()
 def watch():
-    global peak
+    global peak, files
     while not done.is_set():
-        peak = max(peak, kept("RssAnon"))
+        peak, files = max(peak, kept("RssAnon")), max(files, kept("RssFile"))
         time.sleep(0.0005)
 watcher = threading.Thread(target=watch)
 watcher.start()
 result = {work}
 done.set()
 watcher.join()
-peak = max(peak, kept("VmHWM") - kept("RssFile") - kept("RssShmem"))
+peak = max(peak, kept("VmHWM") - max(files, kept("RssFile")) - kept("RssShmem"))
 print(json.dumps(peak - base))
 """
 

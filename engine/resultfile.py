@@ -201,11 +201,15 @@ def _write(fd: int, view: memoryview) -> None:
         done += os.write(fd, view[done : done + _MOST_PER_CALL])
 
 
-def check_tensor(entry: Entry) -> None:
+def check_tensor(entry: Entry, digests: RangeDigest | None = None) -> None:
     """Compare a tensor with its digest, a part of it in memory at a time.
+
+    Args:
+        entry: with the tensor.
+        digests: whose buffer is used; one is made where there is none.
 
     Raises:
         Damaged: it differs.
     """
-    if entry.tensor_bytes and RangeDigest().of(entry.read_part, 0, entry.tensor_bytes) != entry._digest:
+    if entry.tensor_bytes and (digests or RangeDigest()).of(entry.read_part, 0, entry.tensor_bytes) != entry._digest:
         raise Damaged("its tensor does not match its checksum")

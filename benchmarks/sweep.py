@@ -1,7 +1,7 @@
 """What does a sweep of lambda over TSV-M cost when its decompositions are kept?
 
     python benchmarks/sweep.py                            # two layers of 2048 columns, ten values; makes its own checkpoints (1.3 GB)
-    python benchmarks/sweep.py --layers 8 --values 10
+    python benchmarks/sweep.py --layers 20 --columns 1024 --values 6 --name sweep_long
 
 Ten merges that differ in lambda alone, as whole processes with compiled kernels and a warm page cache, share a result cache (`--cache`). The
 first fills it. The sweep is compared with writing as many outputs: as many passthrough merges of the base, which copy its bytes and make them
@@ -26,14 +26,13 @@ from measure import Measured, plait, run
 from report import save, table_of
 
 LIMIT = 1.5
-SHAPE = {"hidden": 2048, "inter": 5632, "heads": 32, "kv_heads": 4, "vocab": 4096}
 
 
 def main() -> None:
     args = arguments()
     with tempfile.TemporaryDirectory(prefix="sweep-", dir=args.folder) as name:
         scratch = Path(name)
-        models = make_set(scratch / "set", Preset(**SHAPE, layers=args.layers), args.experts)
+        models = make_set(scratch / "set", preset(args.columns, args.layers), args.experts)
         warm(models)
         values = [round(0.2 + 0.1 * k, 2) for k in range(args.values)]
         merges, out = [recipe(scratch, models, value) for value in values], scratch / "out"
@@ -49,6 +48,11 @@ def main() -> None:
             writes.append(merged(plait("merge", copy, out, *more), out))
         cached = sum(f.stat().st_size for f in (scratch / "cache").rglob("*") if f.is_file())
     report(args, cold, without, warm_runs, writes, cached)
+
+
+def preset(columns: int, layers: int) -> Preset:
+    """Layers of the shape that a 1.1B model has at 2048 columns."""
+    return Preset(hidden=columns, inter=columns * 11 // 4, heads=columns // 64, kv_heads=4, vocab=2 * columns, layers=layers)
 
 
 def recipe(scratch: Path, models: list[Path], lam: float) -> Path:
@@ -87,10 +91,11 @@ def report(args: argparse.Namespace, cold: Measured, without: Measured, warm_run
         "writing: passthrough merges of the base, durable copies in the kernel",
         machine.line(facts),
     ]
-    title = f"TSV-M of base + {args.experts}, {args.layers} layers of 2048 columns, {args.values} values of lambda"
+    title = f"TSV-M of base + {args.experts}, {args.layers} layers of {args.columns} columns, {args.values} values of lambda"
     data = {
         "machine": facts,
         "layers": args.layers,
+        "columns": args.columns,
         "experts": args.experts,
         "cold_s": round(cold.wall_s, 3),
         "without_cache_s": round(without.wall_s, 3),
@@ -106,6 +111,7 @@ def report(args: argparse.Namespace, cold: Measured, without: Measured, warm_run
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--columns", type=int, default=2048, help="a multiple of 256; default: %(default)s")
     parser.add_argument("--experts", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--values", type=int, default=10, help="values of lambda; default: %(default)s")
     parser.add_argument("--memory", default="2GiB", help="default: %(default)s")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from plait.engine.blockrun import Array
-from plait.engine.checksum import PIECE, RangeDigest
+from plait.engine.checksum import PIECE, OwnDigests, RangeDigest
 from plait.engine.commits import Commits
 from plait.engine.identity import differences
 from plait.engine.journal import ENTRY, JOURNAL_NAME, VERSION, Entries, Found, JournalWriter, entry, read_journal, sorted_entries
@@ -43,7 +42,7 @@ class Partial:
         self._journal: JournalWriter | None = None
         self._files: Sequence[ShardFile] = ()
         self.commits = Commits(self._sync, self._record)
-        self._local = threading.local()
+        self._own = OwnDigests()
 
     # -- at the beginning -------------------------------------------------------------------------
     def take_up(self, restart: bool) -> bool:
@@ -117,12 +116,10 @@ class Partial:
 
     def copied(self, shard: int, offset: int, nbytes: int, read: Callable[[int, Array], None], source_offset: int) -> None:
         """Bytes were copied from an input file, which `read` reads again to take their digests."""
-        if not hasattr(self._local, "digests"):
-            self._local.digests = RangeDigest()
         packed = b""
         for first in range(0, nbytes, PIECE):
             length = min(PIECE, nbytes - first)
-            packed += entry(shard, offset + first, length, self._local.digests.of(read, source_offset + first, length))
+            packed += entry(shard, offset + first, length, self._own.digests.of(read, source_offset + first, length))
         self.commits.note(shard, nbytes, packed)
 
     def _sync(self, shards: Iterable[int]) -> None:

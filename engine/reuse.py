@@ -21,7 +21,7 @@ import numpy as np
 
 from plait.engine.blockrun import Array
 from plait.engine.cache import ResultCache
-from plait.engine.checksum import RangeDigest
+from plait.engine.checksum import OwnDigests
 from plait.engine.events import CacheUse, Report
 from plait.engine.lanes import READING, Lane
 from plait.engine.resultfile import Damaged, Entry, check_tensor
@@ -74,7 +74,7 @@ class Reuse:
         self._files = {f.path: f for f in plan.files}
         self._steps: dict[object, Step] = {}
         self._lock = threading.Lock()
-        self._local = threading.local()
+        self._own = OwnDigests()
 
     @property
     def use(self) -> CacheUse:
@@ -138,13 +138,6 @@ class Reuse:
             found[j] = entry
         return found
 
-    def _digests(self) -> RangeDigest:
-        """The calling thread's buffer: fresh memory for each tensor would cost its first touch each time."""
-        if not hasattr(self._local, "digests"):
-            self._local.digests = RangeDigest()
-        found: RangeDigest = self._local.digests
-        return found
-
     def holds(self, component: Component, i: int) -> bool:
         """Whether all of a result is there, for all that heads say."""
         program, key = self.plan.programs[component.program], self.names.key(component, i)
@@ -155,7 +148,7 @@ class Reuse:
         """Whether an entry may be relied on; where tensors add to statistics of the model, they cannot begin again, and it is read beforehand."""
         try:
             if self.plan.scopes:
-                check_tensor(entry, self._digests())
+                check_tensor(entry, self._own.digests)
         except (Damaged, OSError) as error:
             self.cache.spoiled(entry, str(error))
             return False
@@ -184,7 +177,7 @@ class Reuse:
                         entry.read(taken.read[j])
                     else:
                         if not self.plan.scopes:  # else it was proved when it was found
-                            check_tensor(entry, self._digests())
+                            check_tensor(entry, self._own.digests)
                         taken.lying[j] = entry
             except (Damaged, OSError) as error:
                 if self.plan.scopes:

@@ -26,6 +26,12 @@ def topological(root: LazyTensor) -> list[LazyTensor]:
     return order
 
 
+def _over(node: LazyTensor, inputs: Sequence[LazyTensor]) -> LazyTensor:
+    """The node of other inputs; itself where they are its own."""
+    new = tuple(inputs)
+    return node if new == node.inputs else LazyTensor(node.op, new, node.params, shape=node.shape, dtype=node.dtype, space=node.space)
+
+
 def split_row_lengths(root: LazyTensor) -> LazyTensor:
     """Hold what rows of another length computed, so that each stage works with rows of one length.
 
@@ -44,9 +50,7 @@ def split_row_lengths(root: LazyTensor) -> LazyTensor:
             chosen = _kept_length(node, inputs)
             new = [_hold(n) if n.space == "tensor" and r - {chosen} else n for n, r in inputs]
             lengths = frozenset({chosen})
-        same = tuple(new) == node.inputs
-        node_new = node if same else LazyTensor(node.op, tuple(new), node.params, shape=node.shape, dtype=node.dtype, space=node.space)
-        made[node] = (node_new, frozenset() if node.space == "small" else lengths)
+        made[node] = (_over(node, new), frozenset() if node.space == "small" else lengths)
     return made[root][0]
 
 
@@ -80,8 +84,7 @@ def unshare(root: LazyTensor) -> LazyTensor:
             if node.op.name not in COMPONENTS:
                 uses[i] = uses.get(i, 0) + 1
             inputs.append(_copy_for(made[i], uses[i]) if uses.get(i, 0) > 1 and node.op.name not in COMPONENTS and _is_shared(i) else made[i])
-        same = tuple(inputs) == node.inputs
-        made[node] = node if same else LazyTensor(node.op, tuple(inputs), node.params, shape=node.shape, dtype=node.dtype, space=node.space)
+        made[node] = _over(node, inputs)
     return made[root]
 
 
@@ -111,7 +114,7 @@ def own_factors(root: LazyTensor) -> LazyTensor:
     made: dict[LazyTensor, LazyTensor] = {}
     for node in order:
         inputs = tuple(_copy_for(i, "factor") if node.op.name == "mul" and i in others and i.op is CONST else made[i] for i in node.inputs)
-        made[node] = node if inputs == node.inputs else LazyTensor(node.op, inputs, node.params, shape=node.shape, dtype=node.dtype, space=node.space)
+        made[node] = _over(node, inputs)
     return made[root]
 
 
